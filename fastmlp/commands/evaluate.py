@@ -7,8 +7,27 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.common.console import given_flags, note, resume_hint, say, show, show_figures, show_json, show_reports
-from fastmlp.commands.common.options import SOURCE, Command, common_options, data_dir_option, engine_options
+from fastmlp.commands.common.console import (
+    given_flags,
+    note,
+    resolved,
+    resume_hint,
+    say,
+    show,
+    show_figures,
+    show_json,
+    show_reports,
+)
+from fastmlp.commands.common.options import (
+    SOURCE,
+    Command,
+    common_options,
+    data_dir_option,
+    engine_options,
+    invert_option,
+    skip_bad_option,
+    with_flags,
+)
 from fastmlp.commands.common.toolkit import open_extractor
 
 
@@ -27,6 +46,8 @@ from fastmlp.commands.common.toolkit import open_extractor
     help="Split to evaluate on. The data of the run are split as in the run. If other data have no test split, "
     "all their rows are used as the test split.",
 )
+@invert_option
+@skip_bad_option
 @engine_options
 @click.option(
     "--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report in the format of scikit-learn."
@@ -44,14 +65,17 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
 
     \b
     fastmlp evaluate runs/a
-    fastmlp evaluate runs/a --split all --json
+    fastmlp evaluate runs/latest --split all --json
     fastmlp evaluate runs/a --report --predictions predictions.txt
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
+
+    The images of an image folder are inverted as by `fastmlp predict`; the data of the run only with --invert yes.
     """
     from fastmlp.experiments.evaluation import evaluate_run
     from fastmlp.experiments.result import check_accuracy
 
-    result = evaluate_run(run, split=split, open_extractor=open_extractor, say=note, **choices)
+    run = resolved(run)
+    result = evaluate_run(run, split=split, open_extractor=open_extractor, say=lambda text: note(with_flags(text)), **choices)
     if not result["complete"] and Path(run).is_dir():
         note(resume_hint(run))
     if report and not as_json:
@@ -80,6 +104,7 @@ def verify(run: str, as_json: bool, **flags: Any) -> None:
     """
     from fastmlp.experiments.verification import check_verified, verify_run
 
+    run = resolved(run)
     result = verify_run(Path(run), given_flags(flags), say=say)
     first, last = result["epochs"]
     epochs = f"epoch {last} was" if first == last else f"epochs {first} to {last} were"

@@ -6,8 +6,15 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.common.console import say, show, show_json
-from fastmlp.commands.common.options import Command, common_options, engine_options
+from fastmlp.commands.common.console import resolved, say, show, show_json
+from fastmlp.commands.common.options import (
+    Command,
+    common_options,
+    engine_options,
+    invert_option,
+    skip_bad_option,
+    with_flags,
+)
 from fastmlp.commands.common.toolkit import open_extractor
 
 
@@ -21,15 +28,27 @@ from fastmlp.commands.common.toolkit import open_extractor
     help="Number of most probable classes per row [default: 1, or all with --json and --out].",
 )
 @click.option("--out", metavar="FILE.csv", help="Write the predictions to a CSV file instead of stdout.")
+@invert_option
+@click.option(
+    "--center",
+    is_flag=True,
+    envvar="FASTMLP_CENTER",
+    help="Fit the drawing in each image into the middle, as in the images of MNIST.",
+)
+@skip_bad_option
+@click.option("--show", metavar="FILE.png", help="Plot the images, as the model gets them, to this file.")
 @engine_options
 @common_options
-def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **engine: Any) -> None:
+def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **choices: Any) -> None:
     """Predict classes or values with a saved model.
 
-    The inputs are images, or tables and .npz files, whose rows are all predicted.
+    The inputs are images, folders of images, or tables and .npz files, whose rows are all predicted. A pattern in quotes
+    stands for the files that match it. RUN can be runs/latest, the run in the folder runs that was started last.
 
     \b
     fastmlp predict runs/a shirt.png shoe.jpg
+    fastmlp predict runs/latest photos/
+    fastmlp predict runs/latest 'scans/**/*.png' --center --show inputs.png
     fastmlp predict runs/a new.csv --top 3
     fastmlp predict runs/a new.npz --out labels.csv
 
@@ -37,16 +56,20 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     For regression, the line has the predicted values instead.
 
     Images may have any size, and may be grayscale or color. They are converted to the shape of the training images:
-    color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel, transparent pixels are blended
-    with black, and images are resized by bilinear interpolation. Pixel values are never inverted.
+    photos are turned upright, color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel,
+    transparent pixels are blended with black, and images are resized by bilinear interpolation. If the training images are
+    light on dark, as those of MNIST, images that are dark on light are inverted, and vice versa.
 
     The columns of a table (.csv, .tsv, .parquet) are matched by their names. Other columns, such as the label, are ignored.
     An .npz file has the features in an array x.
     """
+    from fastmlp.data.images.inputs import ImageOptions
     from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
     from fastmlp.files import write_bytes
 
-    found = predict_files(run, inputs, top, open_extractor=open_extractor, say=say, **engine)
+    choices["images"] = ImageOptions(*(choices.pop(name) for name in ("invert", "center", "skip_bad")))
+    choices["say"] = lambda text: say(with_flags(text))
+    found = predict_files(resolved(run), inputs, top, open_extractor=open_extractor, **choices)
     if out is not None:
         write_bytes(out, as_csv(found))
     if as_json:

@@ -15,6 +15,7 @@ from fastmlp.commands.common.console import (
     is_quiet,
     is_verbose,
     note,
+    resolved,
     resume_hint,
     say,
     show,
@@ -94,7 +95,7 @@ def train(
     from fastmlp.experiments.training_run import run_training
 
     if resume is not None:
-        resume_run(Path(resume), flags, strict, print_config, as_json)
+        resume_run(Path(resolved(resume)), flags, strict, print_config, as_json)
         return
     if strict:
         raise ConfigError("strict needs a run to resume; leave it out, or give the run", settings=("strict", "resume"))

@@ -35,6 +35,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     missing: str | None = None,
     delimiter: str | None = None,
     header: bool | None = None,
+    skip_bad: bool = False,
     progress: bool = False,
 ) -> Dataset:
     """Load a data set by name or by path.
@@ -56,6 +57,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
         columns of numbers; None makes them an error
     delimiter : for tables, the character between two cells, or "tab"; None to find it
     header : for tables, whether the first row has the names of the columns; None to find out
+    skip_bad : whether unreadable files of an image folder are left out
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
@@ -72,7 +74,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     """
     column = None if target is None else str(target)
     table = TableOptions(column, tuple(map(str, drop)), missing, task, weight, delimiter, header)
-    return load_source(Source(str(source), data_dir, image_size, table, progress))
+    return load_source(Source(str(source), data_dir, image_size, table, progress, skip_bad))
 
 
 class Source(NamedTuple):
@@ -87,6 +89,7 @@ class Source(NamedTuple):
     image_size: tuple[int, int] | None = None
     table: TableOptions = TableOptions()
     progress: bool = False
+    skip_bad: bool = False
     encoding: TableEncoding | None = None
     fit_rows: FitRows | None = None
 
@@ -102,6 +105,8 @@ def load_source(source: Source) -> Dataset:
             hint = "give a valid name, or the path of a table, an .npz file or a folder"
             raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
         check_image_size(name, source.image_size, images)
+        if source.skip_bad and not images:
+            raise ConfigError(f"skip_bad is for folders of images, not for {name!r}; leave it out", settings=("skip_bad",))
         if task == "regression" and images:
             raise ConfigError(
                 f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
@@ -154,7 +159,7 @@ def _read(path: Path, source: Source) -> RawArrays:
     if path.is_dir():
         if is_npy_folder(path):
             return read_npy_folder(path, weight)
-        return read_idx_folder(path) if is_idx(path) else read_image_folder(path, source.image_size)
+        return read_idx_folder(path) if is_idx(path) else read_image_folder(path, source.image_size, source.skip_bad)
     if is_table(path):
         return load_table(path, source.table, source.encoding, source.fit_rows)
     match path.suffix.lower():

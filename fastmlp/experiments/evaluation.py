@@ -9,10 +9,12 @@ from typing import Any
 import numpy as np
 
 from fastmlp.data.checks import CheckedRows
-from fastmlp.data.dataset import Dataset
+from fastmlp.data.dataset import Dataset, check_dataset
 from fastmlp.data.features import OpenExtractor
+from fastmlp.data.images.inputs import ImageInputs, ImageOptions
 from fastmlp.data.load import Source, is_image_folder, load_source
 from fastmlp.data.named import DATASETS
+from fastmlp.data.readers.images import read_image_folder
 from fastmlp.data.splits import Splits
 from fastmlp.data.splits import split as split_data
 from fastmlp.data.tables.target import TableOptions
@@ -37,6 +39,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     backend: str | None = None,
     threads: int | None = None,
     predictions: str | Path | None = None,
+    invert: str = "auto",
+    skip_bad: bool = False,
     open_extractor: OpenExtractor | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -52,9 +56,12 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     backend, threads : see `engines.make_engine`; None uses the values of the run
     predictions : file to which the predictions are written, see `text.predictions_text`; only for classification, and only
         if `split` is a single split
+    invert : whether the images of an image folder are inverted, see `ImageOptions`; "auto" never inverts the data of the run
+    skip_bad : whether unreadable files of an image folder that is not that of the run are left out
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
         features of images and `source` contains images
-    say : function that is called with messages: that the run has not finished, and how other data than its own were read
+    say : function that is called with messages: that the run has not finished, how other data than its own were read, or that
+        images were inverted
 
     Returns
     -------
@@ -79,7 +86,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     if predictions is not None and not model.classes:
         raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
     options = config.table_options() if source is None else TableOptions()
-    data = load_for(model, source or config.data.removeprefix(FEATURES_OF), data_dir or config.data_dir, options)
+    origin, skip_bad = source or config.data.removeprefix(FEATURES_OF), config.skip_bad if source is None else skip_bad
+    data = load_for(model, origin, data_dir or config.data_dir, options, skip_bad)
     for note in data.notes if source is not None else ():
         say(note)
     images = model.extractor is not None and data.provenance is None
@@ -90,6 +98,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     splits = own_splits(data) if known is None else known
     wanted = SPLIT_NAMES if split == "all" else (split,)
     chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
+    chosen = invert_images(model, origin, chosen, invert if known is None or invert == "yes" else "no", say)
     if images:
         inputs_of = input_maker(model, open_extractor)
         chosen = {name: replace(rows, x=inputs_of(rows.x)) for name, rows in chosen.items()}
@@ -106,20 +115,51 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
 
 
-def load_for(model: Model, source: str, data_dir: str | None, options: TableOptions) -> Dataset:
-    """Load data for the model's task; the images of an image folder are resized to the model's image size.
+def load_for(model: Model, source: str, data_dir: str | None, options: TableOptions, skip_bad: bool = False) -> Dataset:
+    """Load data for the model's task; the images of an image folder are converted to the model's image shape.
 
     Raises
     ------
     FastMLPError : see `load_data`; also raised if the shape of the images differs from that of the training images
     """
-    folder = source not in DATASETS and is_image_folder(Path(source))
-    size = model.image_shape[:2] if folder and model.image_shape else None
     task = "classification" if model.classes else "regression"
-    data = load_source(Source(source, data_dir, size, options._replace(task=task), encoding=model.encoding))
+    if is_folder_of_images(source) and model.image_shape and model.classes and options.weight is None:
+        size, channels = model.image_shape[:2], model.image_shape[2]
+        arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None)
+        data = check_dataset(arrays, Path(source).resolve().stem)
+    else:
+        options = options._replace(task=task)
+        data = load_source(Source(source, data_dir, None, options, encoding=model.encoding, skip_bad=skip_bad))
     if model.extractor is not None and data.provenance is None and data.image_shape != model.image_shape:
         raise DataError(f"{source}: the model takes images of shape {model.image_shape}, not {data.image_shape}")
     return data
+
+
+def is_folder_of_images(source: str) -> bool:
+    """Return whether a setting `data` stands for an image folder."""
+    return source not in DATASETS and is_image_folder(Path(source))
+
+
+def invert_images(model: Model, source: str, splits: dict[str, CheckedRows], invert: str, say: Say) -> dict[str, CheckedRows]:
+    """Return the splits with the images of an image folder inverted; see `evaluate_run`.
+
+    Raises
+    ------
+    ConfigError : all images are to be inverted, but the data are not an image folder, or the model takes no images
+    """
+    if not is_folder_of_images(source) or model.image_shape is None:
+        if invert == "yes":
+            raise ConfigError(f"invert is for folders of images, not for {source!r}; leave it out", settings=("invert",))
+        return splits
+    converter = ImageInputs(model.image_shape, model.image_stats, ImageOptions(invert))
+    found = {}
+    for name, rows in splits.items():
+        x = np.asarray(rows.x)
+        converter.total += len(x)
+        found[name] = replace(rows, x=converter.convert(x, converter.flagged(x)))
+    for text in converter.notes():
+        say(text)
+    return found
 
 
 def known_splits(data: Dataset, state: RunState, images: bool) -> Splits | None:

@@ -32,6 +32,8 @@ CONFIG_NAME = "config.toml"
 DATA_NAME = "data.json"
 RESULT_NAME = "result.json"
 DATA_VERSION = 1  # format version of data.json
+SEED_FOLDER = "seed-"  # start of the names of the run folders of `--seeds`
+LATEST = "latest"  # name of a path that stands for the newest run in a folder
 RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
 
@@ -87,6 +89,41 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     make_folder(folder)
     check_free(folder, force)
     return folder
+
+
+def resolve_run(path: str | os.PathLike[str]) -> Path:
+    """Return the path of a run; FOLDER/latest, if it does not exist, stands for the run in the folder that was started last.
+
+    A run was started, or resumed, when its config.toml was written; among equal times, the last name counts. Finished and
+    unfinished runs count equally. The runs of several seeds count as one, whose folder is returned.
+
+    Raises
+    ------
+    DataError : `path` is FOLDER/latest, and there is no run in the folder, or it cannot be read
+
+    Examples
+    --------
+    >>> import tempfile
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     for name in ("a", "b"):
+    ...         (Path(folder) / name).mkdir()
+    ...         _ = (Path(folder) / name / "config.toml").write_text("seed = 0")
+    ...     os.utime(Path(folder) / "a" / "config.toml", (0, 0))
+    ...     resolve_run(f"{folder}/latest").name, resolve_run("runs/a").as_posix()
+    ('b', 'runs/a')
+    """
+    path = Path(path)
+    if path.name != LATEST or os.path.lexists(path):
+        return path
+    with file_errors("read", path.parent):
+        times: dict[Path, int] = {}
+        for pattern, level in ((f"*/{CONFIG_NAME}", 0), (f"*/{SEED_FOLDER}*/{CONFIG_NAME}", 1)):
+            for file in path.parent.glob(pattern):
+                folder = file.parents[level]
+                times[folder] = max(times.get(folder, 0), file.stat().st_mtime_ns)
+    if not times:
+        raise DataError(f"{path}: there is no run in {path.parent}; give the path of a run, or train one")
+    return max(times, key=lambda folder: (times[folder], folder.name))
 
 
 def check_name(folder: Path) -> None:

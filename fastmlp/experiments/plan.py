@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.data.dataset import Dataset
+from fastmlp.data.images.polarity import ImageStats, image_stats
 from fastmlp.data.load import Source, load_source
 from fastmlp.data.named import DATASETS
 from fastmlp.data.pairs import Split, with_weights
@@ -82,7 +83,11 @@ def make_plan(
         train = with_weights(Split(train, data.classes), None, parse_class_weight(config.class_weight)).rows
     training = prepare(network, train, validation, scaling=scaling, target_scaling=config.target_scale)
     training = dataclasses.replace(
-        training, classes=data.classes or None, image_shape=data.image_shape, text_labels=data.text_labels
+        training,
+        classes=data.classes or None,
+        image_shape=data.image_shape,
+        text_labels=data.text_labels,
+        image_stats=image_stats(train.x, data.image_shape),
     )
     return RunPlan(config, data, splits, make_task(network, settings, training))
 
@@ -99,9 +104,17 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
             f"{config.data} were kept in memory only; run `fastmlp extract … train` again, or use a feature file as data",
             settings=("data",),
         )
-    fit_rows = functools.partial(training_rows, **config.split_sizes())
-    options = config.table_options()
-    return load_source(Source(config.data, config.data_dir, config.image_size, options, progress, fit_rows=fit_rows))
+    return load_source(
+        Source(
+            config.data,
+            config.data_dir,
+            config.image_size,
+            config.table_options(),
+            progress,
+            config.skip_bad,
+            fit_rows=functools.partial(training_rows, **config.split_sizes()),
+        )
+    )
 
 
 def check_splits(config: TrainConfig, names: Collection[str]) -> None:
@@ -115,10 +128,15 @@ def check_splits(config: TrainConfig, names: Collection[str]) -> None:
 
 
 def input_fields(data: Dataset) -> dict[str, Any]:
-    """Return the fields of `Model` that describe its inputs: the image shape, the extractor, or the encoding of a table."""
+    """Return the fields of `Model` that describe its inputs: images, features of images, or the encoding of a table."""
     if data.extractor is None or data.provenance is None:
         return {"image_shape": data.image_shape, "encoding": data.encoding}
-    return {"image_shape": tuple(data.provenance["network"]["image_shape"]), "extractor": data.extractor}
+    stats = data.provenance["images"].get("stats")  # unknown in files of earlier versions
+    return {
+        "image_shape": tuple(data.provenance["network"]["image_shape"]),
+        "extractor": data.extractor,
+        "image_stats": None if stats is None else ImageStats(**stats),
+    }
 
 
 def with_inputs(model: Model, data: Dataset) -> Model:

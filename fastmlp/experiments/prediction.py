@@ -15,25 +15,28 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation, check_features
 from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
+from fastmlp.data.images.inputs import ImageInputs, ImageOptions, find_files
 from fastmlp.data.readers.arrays import npz_array, open_npz
-from fastmlp.data.readers.images import load_images
 from fastmlp.data.readers.table import is_table
 from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.load import load_features
-from fastmlp.errors import DataError, UnavailableError
+from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
 from fastmlp.models.model import Model, load
 
 Prediction = dict[str, Any]
 
 
-def predict_files(
+def predict_files(  # noqa: PLR0913 - the options of a command
     path: str | Path,
     inputs: Iterable[str | Path],
     top: int | None = None,
     backend: str | None = None,
     threads: int | None = None,
     open_extractor: OpenExtractor | None = None,
+    *,
+    images: ImageOptions | None = None,
+    show: str | Path | None = None,
     say: Say = lambda text: None,
 ) -> list[Prediction]:
     """Predict every row of the given files.
@@ -41,13 +44,17 @@ def predict_files(
     Parameters
     ----------
     path : run folder, or model file
-    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x. The columns of a table
-        are matched by the names of the columns that the model was trained on, and other columns are ignored
+    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x; folders of images, and
+        glob patterns, see `inputs.find_files`. The columns of a table are matched by the names of the columns that the model
+        was trained on, and other columns are ignored
     top : number of classes to return per row, in descending order of probability; None returns all classes
     backend, threads : see `engines.make_engine`; a backend of None means "auto"
     open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
         extractor is applied to images, and to rows with as many columns as an image has pixels
-    say : function that is called with messages about the inputs, such as columns that are ignored
+    images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
+        `ImageOptions`. Arrays of type uint8 in .npz files count as images if they have as many columns as an image has pixels
+    show : PNG file to which the converted images and their predictions are plotted
+    say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
 
     Returns
     -------
@@ -59,7 +66,8 @@ def predict_files(
 
     Raises
     ------
-    DataError : a file is missing or damaged, or does not fit the model
+    ConfigError : an option is for images, but the model or a file is not
+    DataError : a file is missing or damaged, or does not fit the model; or a folder or a pattern stands for no files
 
     Examples
     --------
@@ -75,10 +83,19 @@ def predict_files(
     (1, 'no', {'no': 0.5, 'yes': 0.5})
     """
     model = load(path, backend=backend or "auto", threads=threads)
-    files = [Path(one) for one in inputs]
+    converter = image_inputs(model, images or ImageOptions(), show)
+    files = find_files(inputs)
     inputs_of = input_maker(model, open_extractor)
-    rows = [read_rows(file, model, inputs_of, say) for file in files]  # all are read first, to reject invalid files early
-    return [answer for file, found in zip(files, rows, strict=True) for answer in answers(model, file, found, top)]
+    # All files are read first, to reject invalid ones early.
+    rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
+    if converter is not None:
+        converter.check()
+    found = [answer for file, read in rows for answer in answers(model, file, read, top)]
+    for text in [] if converter is None else converter.notes():
+        say(text)
+    if converter is not None and show is not None:
+        show_inputs(converter, found, Path(show))
+    return found
 
 
 class Rows(NamedTuple):
@@ -88,35 +105,80 @@ class Rows(NamedTuple):
     incomplete: npt.NDArray[np.bool_] | None = None
 
 
-def read_rows(file: Path, model: Model, inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]], say: Say) -> Rows:
-    """Return the rows of a file.
+def read_rows(
+    file: Path,
+    model: Model,
+    inputs_of: Callable[[npt.NDArray[Any]], npt.NDArray[Any]],
+    converter: ImageInputs | None,
+    say: Say,
+) -> Rows | None:
+    """Return the rows of a file; None for an unreadable image that is skipped.
 
-    `inputs_of` maps images to features; it is used if the model was trained on features of images.
+    `inputs_of` maps images to features; it is used if the model was trained on features of images. `converter` reads and
+    converts images; it is None if the model takes no images.
     """
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
-    incomplete = None
+    incomplete: npt.NDArray[np.bool_] | None = None
     match file.suffix.lower():
         case _ if is_table(file):
-            encoded = load_features(file, model.encoding, pixels)
-            for note in encoded.notes:
-                say(f"{file}: {note}")
-            x, incomplete = encoded.x, encoded.incomplete
-            if incomplete.any():
-                say(f"{file}: {int(incomplete.sum())} rows have missing values, so they are answered without a label")
+            x, incomplete = read_table(file, model, pixels, say)
         case ".npz":
             x, made = read_arrays(file)
             if made and model.extractor is not None and x.shape[1] == features:
                 return Rows(x)
-        case _ if model.image_shape is None:
+            if converter is not None and x.dtype == np.uint8 and x.shape[1] == pixels:
+                x = converter.rows(x, file)
+        case _ if converter is None:
             raise DataError(f"{file}: the model was not trained on images; give a table, such as a .csv file, or an .npz file")
+        case _ if (image := converter.read(file)) is None:
+            return None
         case _:
-            x = load_images([file], model.image_shape)
+            x = image
     if model.extractor is not None and x.shape[1] == pixels:
         return Rows(inputs_of(x), incomplete)
     if x.shape[1] != features:
         raise DataError(f"{file}: rows of {x.shape[1]} features, but the model takes {features}")
     return Rows(x, incomplete)
+
+
+def read_table(file: Path, model: Model, features: int, say: Say) -> tuple[npt.NDArray[Any], npt.NDArray[np.bool_]]:
+    """Return the features of a table, (n, features), and where rows have missing values that are not replaced, (n,) bool."""
+    found = load_features(file, model.encoding, features)
+    for note in found.notes:
+        say(f"{file}: {note}")
+    if count := int(found.incomplete.sum()):
+        say(f"{file}: {count} row{'s'[: count != 1]} with missing values cannot be predicted; the label is empty")
+    return found.x, found.incomplete
+
+
+def image_inputs(model: Model, options: ImageOptions, show: str | Path | None) -> ImageInputs | None:
+    """Return the converter of images for a model; None if the model takes no images.
+
+    Raises
+    ------
+    ConfigError : the model takes no images, but an option is for images
+    """
+    if model.image_shape is not None:
+        return ImageInputs(model.image_shape, model.image_stats, options)
+    given = {"invert": options.invert == "yes", "center": options.center, "show": show is not None}
+    if names := [name for name, value in given.items() if value]:
+        raise ConfigError(f"{names[0]} is for images, but the model was not trained on images; leave it out", settings=names)
+    return None
+
+
+def show_inputs(converter: ImageInputs, predictions: Sequence[Prediction], path: Path) -> None:
+    """Plot the first images as the model gets them, with their predictions; raise ConfigError if there are none."""
+    from fastmlp.reports.images import plot_inputs
+
+    if not converter.kept:
+        raise ConfigError("show is for images, but the inputs are tables; leave it out", settings=("show",))
+    by_place = {(one["input"], one["row"]): one for one in predictions}
+    height, width, channels = converter.image_shape
+    shape = (height, width) if channels == 1 else converter.image_shape
+    shown = [by_place[key] for key in converter.kept]
+    captions = [(Path(place(one)).name, "  ".join(fields(one, 1))) for one in shown]
+    plot_inputs([row.reshape(shape) for row in converter.kept.values()], captions, path, converter.total)
 
 
 def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:

@@ -17,6 +17,7 @@ from fastmlp.experiments.folder import (
     METRICS_NAME,
     MODELS_NAME,
     RESULT_NAME,
+    SEED_FOLDER,
     check_manifest,
     read_data,
     read_result,
@@ -29,7 +30,6 @@ from fastmlp.training.checkpoints.file import StoredCheckpoint, files_of, read_n
 from fastmlp.training.result import TrainResult
 
 Resume = Literal["never", "if possible", "always"]
-SEED_FOLDER = "seed-"  # start of the names of the run folders of `--seeds`
 # Settings that may differ when a run is resumed: those of the training, and those that only concern the files of the run.
 RESUMABLE = {
     *CHANGEABLE,

@@ -17,7 +17,7 @@ from rich.filesize import decimal
 from fastmlp.data.dataset import Dataset
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import run_folder
-from fastmlp.experiments.plan import RunPlan, Say, input_fields, make_plan
+from fastmlp.experiments.plan import RunPlan, Say, make_plan, with_inputs
 from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start_for
@@ -138,5 +138,5 @@ def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:
     """Return the callback that saves models and per-class metrics of a run at intervals."""
     network, settings, data = plan.task
     start, classes = np.zeros(network.parameters, settings.dtype), plan.data.classes
-    model = Model(network, start, data.scaling, classes, backend=settings.backend, **input_fields(plan.data))
-    return PeriodicSaver(folder, plan.config, model, plan.splits)
+    model = Model(network, start, data.scaling, classes, backend=settings.backend, image_stats=data.image_stats)
+    return PeriodicSaver(folder, plan.config, with_inputs(model, plan.data), plan.splits)

@@ -23,6 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import check_description
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError
@@ -57,6 +58,7 @@ class Header(msgspec.Struct, forbid_unknown_fields=True):
     target_scaling: str | None = None
     text_labels: bool = False
     encoding: TableEncoding | None = None
+    image_stats: ImageStats | None = None
 
 
 def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]] = MappingProxyType({})) -> None:
@@ -87,6 +89,8 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
     }
     if model.encoding is not None:
         header["encoding"] = msgspec.to_builtins(model.encoding)
+    if model.image_stats is not None:
+        header["image_stats"] = asdict(model.image_stats)
     text = json.dumps(header)
     write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
@@ -136,6 +140,7 @@ def read_checkpoint(
         "target_scaling": target_scaling,
         "text_labels": header.text_labels,
         "encoding": header.encoding,
+        "image_stats": header.image_stats,
     }
     return model, training
 

@@ -11,6 +11,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import check_description, check_rows
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
 from fastmlp.data.tables.encoding import TableEncoding
@@ -42,6 +43,7 @@ class Model(Summarized):
     target_scaling : scaling of the targets in training, which predictions undo; None for no scaling
     text_labels : whether the class labels were given as strings, so that `predict` returns strings even for names such as "7"
     encoding : for a model of a table, the encoding of its columns as features; None for other models
+    image_stats : statistics of the training images, by which images of the opposite polarity are recognized; None if unknown
 
     Raises
     ------
@@ -59,6 +61,7 @@ class Model(Summarized):
     target_scaling: Scaling | None = None
     text_labels: bool = False
     encoding: TableEncoding | None = None
+    image_stats: ImageStats | None = None
     _engines: list[Engine] = field(default_factory=list, init=False, repr=False)
 
     def __post_init__(self) -> None:

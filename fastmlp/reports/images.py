@@ -1,4 +1,4 @@
-"""Plot the filters and feature maps of a layer, a projection of features, and the most confident mistakes."""
+"""Plot the filters and feature maps of a layer, a projection of features, inputs, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -18,6 +18,8 @@ MOST_TILES = 64  # maximum number of filters or feature maps in a figure
 MOST_POINTS = 3000  # maximum number of points in a projection
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
 LONGEST_NAME = 14  # maximum number of characters of a class name above a mistake
+INPUT_COLUMNS = 8  # columns of the grid of inputs
+LONGEST_CAPTION = 20  # maximum number of characters of a line above an input
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
@@ -102,6 +104,31 @@ def plot_mistakes(
             text = f"true: {names[0]}\npred.: {names[1]}\nprobability {probability[row]:.1%}"
             axes.set_title(text, fontsize=8, parse_math=False)
             axes.set_axis_off()
+        save(figure, path)
+
+
+def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:
+    """Write a PNG file of images as a network gets them.
+
+    Parameters
+    ----------
+    images : (height, width) or (height, width, 3), 0 to 255
+    captions : lines above each image
+    path : file to write; it is replaced atomically
+    total : number of images of which these are the first, for the title
+    """
+    columns = min(INPUT_COLUMNS, len(images))
+    rows = math.ceil(len(images) / columns)
+    count = f"the first {len(images)} of {total:,} images" if total > len(images) else f"{total} image{'s'[: total != 1]}"
+    with own_style():
+        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"What the model gets: {count}")
+        for number, (image, lines) in enumerate(zip(images, captions, strict=True), start=1):
+            axes = figure.add_subplot(rows, columns, number)
+            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            text = "\n".join(short_name(line, LONGEST_CAPTION) for line in lines)
+            axes.set_title(text, fontsize=8, parse_math=False)
+            axes.set_xticks([])
+            axes.set_yticks([])
         save(figure, path)
 
 

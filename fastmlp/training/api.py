@@ -13,6 +13,7 @@ from typing import Any, NamedTuple, overload
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.images.polarity import image_stats
 from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, with_weights
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
@@ -281,7 +282,8 @@ def bind(
     data = prepare(network, rows, held_out, scaling=scaling, target_scaling=target_scaling)
     shape = checked_shape(image_shape) or split.image_shape
     described: dict[str, Any] = {"text_labels": split.text_labels, "encoding": split.encoding}
-    return network, replace(data, classes=split.classes, image_shape=shape, **described)
+    stats = image_stats(rows.x, shape)
+    return network, replace(data, classes=split.classes, image_shape=shape, image_stats=stats, **described)
 
 
 def make_tasks(

@@ -203,6 +203,7 @@ class Loop:
             target_scaling=data.target_scaling,
             text_labels=data.text_labels,
             encoding=data.encoding,
+            image_stats=data.image_stats,
         )
 
     def _result(self, stopped: str) -> TrainResult:

@@ -13,6 +13,7 @@ import numpy.typing as npt
 
 from fastmlp._summary import Summarized, changed
 from fastmlp.data.checks import CheckedRows, check_description, match_network
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.tables.encoding import TableEncoding
@@ -161,6 +162,7 @@ class TrainingData:
     target_scaling : scaling that has been applied to the targets; None for no scaling
     text_labels : whether the class labels were given as strings
     encoding : for a table or a data frame, the encoding of its columns as features
+    image_stats : statistics of the training images of type uint8
     """
 
     train: CheckedRows
@@ -171,6 +173,7 @@ class TrainingData:
     target_scaling: Scaling | None = None
     text_labels: bool = False
     encoding: TableEncoding | None = None
+    image_stats: ImageStats | None = None
 
 
 def prepare(

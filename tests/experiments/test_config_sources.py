@@ -20,6 +20,7 @@ TEXTS = {
     "data": ("a.npz", "b.csv"),
     "data_dir": ("here", "there"),
     "image_size": ("8,9", "7x6"),
+    "skip_bad": ("true", "no"),
     "task": ("regression", "classification"),
     "val_fraction": ("0.1", "0.3"),
     "val_count": ("10", "20"),

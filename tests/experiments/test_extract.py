@@ -6,6 +6,7 @@ import json
 import shutil
 import subprocess
 import sys
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from support.cli import ok, override, refused
 from support.cnn import SHAPE, bars
 from support.extract import DRAWN, arrays_of, own_folder, without_pictures  # noqa: F401 - fixtures of all tests
 
+from fastmlp.data.images.polarity import image_stats
 from fastmlp.data.load import load_data
 
 pytestmark = pytest.mark.full
@@ -59,7 +61,9 @@ def test_the_file_is_a_data_set_that_has_its_parts(home: Path, made: dict[str, A
     assert data.x.dtype == np.float32
     assert data.classes == images.classes == tuple(sorted(NAMES))
     assert data.provenance is not None
-    assert data.provenance["images"] == {"name": "images", "sha256": images.sha256}
+    stats = image_stats(images.x, images.image_shape)
+    assert stats is not None
+    assert data.provenance["images"] == {"name": "images", "sha256": images.sha256, "stats": asdict(stats)}
     assert data.provenance["key"] == made["key"]
     assert data.provenance["settings"]["filters"] == [4, 6]
     assert data.provenance["layer"] == made["layer"] == "flatten"
@@ -204,6 +208,24 @@ def test_print_config_gives_the_same_run(home: Path, made: dict[str, Any]) -> No
     Path("a.toml").write_text(text)
     found = ok("extract", "--config", "a.toml", "--out", home / "features.npz")
     assert "nothing to extract" in found.stderr
+
+
+def test_unreadable_images_are_errors_or_are_skipped(home: Path) -> None:
+    for number in range(24):
+        path = Path("photos", str(number % 2), f"{number}.png")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (8, 8), 40 + 100 * (number % 2) + number).save(path)
+    path.write_text("hello")
+    arguments = ["extract", "--data", "photos", "--filters", "4", "--epochs", "1", "--out", "photos.npz", "-q"]
+    text = refused(3, *arguments)
+    assert text.startswith(f"{path}: not a readable image (")
+    assert text.endswith("[--skip-bad]")
+    ok(*arguments, "--skip-bad")
+    data = load_data("photos.npz")
+    assert data.provenance is not None
+    assert data.provenance["images"]["sha256"] == load_data("photos", skip_bad=True).sha256
+    path.unlink()
+    assert "nothing to extract" in ok(*arguments[:-1]).stderr  # the images are the same
 
 
 # ------------------------------------------------------------------------------------------------ processes

@@ -142,7 +142,7 @@ def test_missing_values_in_training_and_prediction(missing: str, tmp_path: Path)
     if missing == "drop":
         result = ok("predict", tmp_path / "run", new)
         assert result.stdout.splitlines()[3] == f"{new}:4\t"
-        assert result.stderr.splitlines() == [f"{new}: 2 rows have missing values, so they are answered without a label"]
+        assert result.stderr.splitlines() == [f"{new}: 2 rows with missing values cannot be predicted; the label is empty"]
         evaluated = ok("evaluate", tmp_path / "run", "--data", new, "--json")
         assert "2 rows with missing values are left out" in evaluated.stderr.splitlines()
         assert json.loads(evaluated.stdout)["data"]["rows"] == {"test": 118}

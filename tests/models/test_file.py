@@ -16,6 +16,7 @@ from safetensors.numpy import load as parse
 from safetensors.numpy import save as to_bytes
 from support.engines import same_bits
 
+from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.errors import DataError
 from fastmlp.models.file import FILE_NAME, digest
@@ -48,6 +49,7 @@ MODELS: dict[str, Model] = {
     ),
     "loss with a parameter": make_model(Network((4, 3, 2), loss="huber:1.5"), classes=(), image_shape=None),
     "no hidden layer": make_model(Network((4, 2))),
+    "statistics of images": make_model(image_stats=ImageStats(0.5, 1.25, 30, 0)),
     "special characters": make_model(classes=('Größe "1"\n', "猫\\")),
 }
 
@@ -58,7 +60,7 @@ def test_a_loaded_model_equals_the_saved_one(tmp_path: Path, name: str) -> None:
     model.save(tmp_path / "a.safetensors")
     other = load(tmp_path / "a.safetensors", backend="numpy")
     assert other.network == model.network
-    assert (other.classes, other.image_shape) == (model.classes, model.image_shape)
+    assert (other.classes, other.image_shape, other.image_stats) == (model.classes, model.image_shape, model.image_stats)
     assert same_bits(other.parameters, model.parameters)
     if model.scaling is None:
         assert other.scaling is None
@@ -273,6 +275,8 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "too many classes": ({"classes": ["a", "b", "c"]}, "classes has 3 names"),
     "image shape of two numbers": ({"image_shape": [2, 2]}, UNREADABLE),
     "image shape of other features": ({"image_shape": [28, 28, 1]}, r"image_shape \(28, 28, 1\) has 784 pixels"),
+    "statistics with a word": ({"image_stats": {"background": "dark", "background_std": 0, "mean": 30}}, UNREADABLE),
+    "statistics without the mean": ({"image_stats": {"background": 0, "background_std": 0}}, UNREADABLE),
     "unknown scaling": ({"scaling": "zscor"}, "unknown scaling 'zscor'; did you mean 'zscore'"),
     "scaling that is a number": ({"scaling": 3}, UNREADABLE),
     "scaling missing, but not its tensors": ({"scaling": None}, r"tensor scaling\.factor is not part of the network"),

@@ -13,7 +13,7 @@ from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports import confusion
 from fastmlp.reports import images as pictures
 from fastmlp.reports.confusion import MATRICES, plot_classes
-from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection, principal
+from fastmlp.reports.images import plot_filters, plot_inputs, plot_maps, plot_mistakes, plot_projection, principal
 
 RNG = np.random.default_rng(0)
 LONG = [f"a class with a rather long name {number}" for number in range(12)]
@@ -36,6 +36,23 @@ def figures(monkeypatch: pytest.MonkeyPatch) -> list[Any]:
 
 def tiles_of(figure: Any) -> list[Any]:
     return [axes for axes in figure.axes if axes.images]
+
+
+@pytest.mark.parametrize("count", [1, 3, 8, 17, 48])
+@pytest.mark.parametrize("channels", [(), (3,)])
+def test_inputs(count: int, channels: tuple[int, ...], figures: list[Any], tmp_path: Path) -> None:
+    images = list(RNG.integers(0, 256, (count, 9, 7, *channels), np.uint8))
+    captions = [(f"{LONG[number % 12]}.png", f"{number}  0.9987") for number in range(count)]
+    plot_inputs(images, captions, tmp_path / "a.png", max(count, 20))
+    (figure,) = figures
+    check_no_overlap(figure)
+    tiles = tiles_of(figure)
+    assert [axes.get_title() for axes in tiles] == [f"a class with a rath…\n{number}  0.9987" for number in range(count)]
+    for axes, image in zip(tiles, images, strict=True):
+        np.testing.assert_array_equal(axes.images[0].get_array(), image)
+        assert axes.images[0].get_clim() == (0, 255)
+    shown = f"the first {count} of 20 images" if count < 20 else f"{count} images"
+    assert figure.get_suptitle() == f"What the model gets: {shown}"
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])

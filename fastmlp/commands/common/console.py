@@ -48,6 +48,16 @@ def resume_hint(folder: str) -> str:
     return f"to resume the run: `{shlex.join(['fastmlp', 'train', '--resume', folder])}`"
 
 
+def resolved(run: str) -> str:
+    """Return the path of a run; RUNS/latest is replaced with the newest run in the folder RUNS, which is written to stderr."""
+    from fastmlp.experiments.folder import resolve_run
+
+    path = str(resolve_run(run))
+    if path != run:
+        say(f"{run}: {path}")
+    return path
+
+
 @contextlib.contextmanager
 def writing_results() -> Iterator[None]:
     """Context manager for writing to stdout: ignore a closed pipe (`| head`), raise DataError for a full disk."""

@@ -220,6 +220,20 @@ backend_option = click.option(
 threads_option = click.option(
     "--threads", type=click.IntRange(1), envvar="FASTMLP_THREADS", help=FIELDS["threads"].metadata["help"]
 )
+invert_option = click.option(
+    "--invert",
+    type=click.Choice(["auto", "yes", "no"]),
+    default="auto",
+    show_default=True,
+    envvar="FASTMLP_INVERT",
+    help="Invert images; auto inverts those that are dark on light if the training images are light on dark, and vice versa.",
+)
+skip_bad_option = click.option(
+    "--skip-bad",
+    is_flag=True,
+    envvar="FASTMLP_SKIP_BAD",
+    help="Leave out unreadable image files instead of exiting with an error.",
+)
 config_option = click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 print_option = click.option(
     "--print-config", cls=Option, common=False, is_flag=True, help="Print the settings as TOML, as read by --config, and exit."

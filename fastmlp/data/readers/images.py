@@ -1,18 +1,19 @@
 """Read image files as rows of pixels, from a folder with one subfolder per class or from a list of files.
 
-Image sizes and colour modes are converted in the same way in both cases. Source: the conversion from colour to grey is the
-luma of ITU-R BT.601.
+Image sizes and colour modes are converted in the same way in both cases. Sources: the conversion from colour to grey is the
+luma of ITU-R BT.601; the orientation of photos is the tag Orientation of EXIF (CIPA DC-008, section 4.6.4).
 """
 
 from __future__ import annotations
 
 import math
+import os
 import struct
 import warnings
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, TypeVar
 
 import numpy as np
 import numpy.typing as npt
@@ -25,9 +26,33 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
+ORIENTATION = 0x0112  # number of the EXIF tag
+# For each orientation, the name of the transposition in Pillow that turns the image upright. ImageOps.exif_transpose is not
+# used, because it also writes all other tags anew, which fails if one of them is damaged.
+TRANSPOSE = {
+    2: "FLIP_LEFT_RIGHT",
+    3: "ROTATE_180",
+    4: "FLIP_TOP_BOTTOM",
+    5: "TRANSPOSE",
+    6: "ROTATE_270",
+    7: "TRANSVERSE",
+    8: "ROTATE_90",
+}
+MOST_NAMES = 3  # maximum number of unreadable files that a note names
+
+Result = TypeVar("Result")
 
 
-def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = None) -> RawArrays:
+class BadImageError(DataError):
+    """A file is not a readable image."""
+
+
+BadImages = dict[Path, BadImageError]  # unreadable files that are skipped
+
+
+def read_image_folder(
+    path: str | Path, image_size: tuple[int, int] | None = None, skip_bad: bool = False, channels: int | None = None
+) -> RawArrays:
     """Read a folder with one subfolder of images per class; the sorted names of the subfolders are the classes.
 
     If the only subfolders are `train/`, or `train/` and `test/`, the subfolders of `train/` are the classes of the training
@@ -39,13 +64,16 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
     ----------
     path : folder to read
     image_size : (height, width) to which all images are resized; None if they all have the same size
+    skip_bad : whether unreadable images are left out; a note of the result has their number and the first names
+    channels : 1 for grey or 3 for colour; None for 1 if all images are stored as grey, else 3
 
     Raises
     ------
-    DataError : an unreadable image, images of different sizes without `image_size`, an empty or nested class folder, or fewer
-        than two classes
+    DataError : an unreadable image, images of different sizes without `image_size`, an empty or nested class folder, a class
+        without a readable image, or fewer than two classes
     """
     path = Path(path)
+    bad: BadImages | None = {} if skip_bad else None
     inner = [item.name for item in _visible(path) if item.is_dir()]
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
@@ -54,25 +82,30 @@ def read_image_folder(path: str | Path, image_size: tuple[int, int] | None = Non
             f"{path}: {len(classes)} class folders; images need at least two, and a folder of arrays needs x.npy and y.npy"
         )
     if not (split and "test" in inner):
-        shape = _common_shape(files, image_size)
-        return RawArrays(_stack(files, shape), y, classes, shape)
+        shape = _common_shape(files, image_size, channels, bad)
+        x, kept = _stack(files, shape, bad)
+        return RawArrays(x, np.array(y)[kept], classes, shape, notes=_notes(path, files, bad))
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
     if unknown := [name for name in test_classes if name not in classes]:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
-    shape = _common_shape(files + test_files, image_size)
+    shape = _common_shape(files + test_files, image_size, channels, bad)
+    x, kept = _stack(files, shape, bad)
+    x_test, kept_test = _stack(test_files, shape, bad)
     y_test = np.array([classes.index(name) for name in test_classes])[test_y]
-    return RawArrays(_stack(files, shape), y, classes, shape, _stack(test_files, shape), y_test)
+    notes = _notes(path, files + test_files, bad)
+    return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], notes=notes)
 
 
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
-    Only the first frame of an image is read, and EXIF rotation is not applied. Of 16-bit grey values, the high byte is used.
+    Only the first frame of an image is read. Photos are turned upright by their EXIF orientation. Of 16-bit grey values, the
+    high byte is used.
     Floating-point values are clipped to 0..255. Transparent images are composited over black. With one channel, the pixels
     are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB. Images are then resized with an
-    antialiased bilinear filter, which does not preserve the aspect ratio. Colours are never inverted.
+    antialiased bilinear filter, which does not preserve the aspect ratio. Colours are not inverted.
 
     Parameters
     ----------
@@ -103,7 +136,85 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
         raise DataError("no image given; give at least one file")
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
         raise DataError(f"images cannot be converted to shape {image_shape}; it must be (height, width, 1 or 3)")
-    return _stack(files, image_shape)
+    return _stack(files, image_shape, None)[0]
+
+
+def read_image(path: Path, channels: int) -> PillowImage:
+    """Read an image as described in `load_images`, but with its own size.
+
+    channels : 1 for grey (mode L) or 3 for colour (mode RGB)
+
+    Raises
+    ------
+    DataError : as in `load_images`
+    """
+    with _open_image(path) as image:
+        return _converted(image, channels)
+
+
+def fit(image: PillowImage, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+    """Return the pixels of an image in mode L or RGB as a row, resized as described in `load_images`."""
+    from PIL import Image
+
+    height, width, _ = image_shape
+    if image.size != (width, height):
+        image = image.resize((width, height), Image.Resampling.BILINEAR)
+    return np.array(image).ravel()  # a copy, because PyTorch refuses an array that is not writable
+
+
+def images_in(folder: Path) -> list[Path]:
+    """Return the image files in a folder and its subfolders, sorted; files and folders are selected as in image folders.
+
+    Raises
+    ------
+    DataError : a folder cannot be read, or there is no image
+    """
+    files: list[Path] = []
+
+    def refuse(error: OSError) -> None:
+        raise error
+
+    with file_errors("read", folder):
+        for place, folders, names in os.walk(folder, onerror=refuse):
+            folders[:] = [name for name in folders if not name.startswith(".")]
+            files += [Path(place, name) for name in names if not name.startswith(".")]
+    files = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise DataError(f"{folder}: no images in this folder; give a folder with files such as .png or .jpg")
+    return files
+
+
+def skipped_note(names: Sequence[str], total: int) -> str:
+    """Return a note about unreadable images that were skipped.
+
+    >>> skipped_note(["cat/1.png", "cat/7.png"], 300)
+    '2 of 300 images cannot be read and were skipped: cat/1.png, cat/7.png'
+    """
+    listed = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
+    verb = "image cannot be read and was" if total == 1 else "images cannot be read and were"
+    return f"{len(names)} of {total:,} {verb} skipped: {listed}"
+
+
+def unless_bad(read: Callable[[Path], Result], file: Path, bad: BadImages | None) -> Result | None:
+    """Return `read(file)`. If the file is not a readable image, add it to `bad` and return None; or raise, if `bad` is None."""
+    try:
+        return read(file)
+    except BadImageError as error:
+        if bad is None:
+            raise
+        bad[file] = error
+        return None
+
+
+def _notes(folder: Path, files: Sequence[Path], bad: Mapping[Path, BadImageError] | None) -> list[str]:
+    """Return a note about the files that were skipped, if there are any; raise DataError if a class has no other files."""
+    if not bad:
+        return []
+    left = {file.parent for file in files if file not in bad}
+    for file, error in bad.items():
+        if file.parent not in left:
+            raise DataError(f"{file.parent}: no image in this class folder can be read; replace them. The first error: {error}")
+    return [f"{folder}: {skipped_note([str(file.relative_to(folder)) for file in bad], len(files))}"]
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -128,67 +239,111 @@ def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     return [inner.name for inner, _ in groups], files, labels
 
 
-def _common_shape(files: list[Path], image_size: tuple[int, int] | None) -> tuple[int, int, int]:
-    """Return (height, width, channels) for all files. Only the headers of the files are read."""
-    sizes, modes = [], set()
+def _common_shape(
+    files: list[Path], image_size: tuple[int, int] | None, channels: int | None, bad: BadImages | None
+) -> tuple[int, int, int]:
+    """Return (height, width, channels) for all files that are not `bad`. Only the headers of most files are read."""
+    sizes: dict[Path, tuple[int, int]] = {}
+    modes = set()
     for file in files:
-        with _open_image(file) as image:
-            sizes.append((image.height, image.width))
-            modes.add(image.mode)
-        if image_size is None and sizes[-1] != sizes[0]:
-            (height, width), (first_height, first_width) = sizes[-1], sizes[0]
+        header = unless_bad(_header, file, bad)
+        if header is None:
+            continue
+        sizes[file], mode = header
+        modes.add(mode)
+        first = next(iter(sizes))
+        if image_size is None and sizes[file] != sizes[first]:
+            (height, width), (first_height, first_width) = sizes[file], sizes[first]
             raise DataError(
-                f"{file}: {height}x{width} pixels, but {files[0]} has {first_height}x{first_width}; "
+                f"{file}: {height}x{width} pixels, but {first} has {first_height}x{first_width}; "
                 "set image_size to resize all images to one height and width",
                 settings=("image_size",),
             )
+    if not sizes:
+        assert bad
+        raise DataError(f"no image can be read; replace them. The first error: {next(iter(bad.values()))}")
     grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
-    return (*(image_size or sizes[0]), 1 if grey else 3)
+    return (*(image_size or next(iter(sizes.values()))), channels or (1 if grey else 3))
+
+
+def _header(file: Path) -> tuple[tuple[int, int], str]:
+    """Return the size (height, width) of the upright image in a file, and its mode."""
+    with _open_image(file) as image:
+        swapped = _orientation(image) >= 5
+        if swapped and image.format == "TIFF":  # Pillow itself turns them, older versions not before they are loaded
+            image.load()
+            swapped = False
+        size = (image.width, image.height) if swapped else (image.height, image.width)
+        return size, image.mode
 
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image. Raise DataError, with the file name in a one-line message, if Pillow rejects the file."""
+    """Open an image. Raise BadImageError if Pillow rejects the file, or DataError if there is no such file.
+
+    The message has one line and names the file.
+    """
     from PIL import Image
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            with Image.open(path) as image:
+            # If Pillow gets the name of an uncompressed TIFF file, it maps it into memory, and version 13.0 then ignores that
+            # the width and the height of an image with an orientation are swapped.
+            with path.open("rb") as stream, Image.open(stream) as image:
                 yield image
     except (
         *(OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error),
         *(Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
         reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable image ({reason}); replace or remove it") from error
+        if isinstance(error, FileNotFoundError):
+            raise DataError(f"{path}: not a readable image ({reason}); check the path") from error
+        remedy = "replace or remove it, or set skip_bad to leave it out"
+        raise BadImageError(f"{path}: not a readable image ({reason}); {remedy}", settings=("skip_bad",)) from error
 
 
-def _stack(files: list[Path], shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return the pixels of all files as an array (n, height * width * channels)."""
+def _stack(
+    files: list[Path], shape: tuple[int, int, int], bad: BadImages | None
+) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
+    """Return the pixels of all files that are not `bad` as an array (n, height * width * channels), and their indices (n,)."""
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:
         raise DataError(
             f"{len(files)} images of {shape} do not fit into memory; set a smaller image_size", settings=("image_size",)
         ) from error
-    for row, file in zip(rows, files, strict=True):
-        with _open_image(file) as image:
-            row[:] = _pixels(image, shape)
-    return rows
+    kept: list[int] = []
+    for index, file in enumerate(files):
+        image = None if bad and file in bad else unless_bad(lambda path: read_image(path, shape[2]), file, bad)
+        if image is not None:
+            rows[len(kept)] = fit(image, shape)
+            kept.append(index)
+    return rows[: len(kept)], np.array(kept, np.int64)
 
 
-def _pixels(image: PillowImage, shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Convert one image as described in `load_images`, and flatten it."""
+def _orientation(image: PillowImage) -> int:
+    """Return the EXIF orientation of an image, 1 to 8; 1 if it has none, or if its EXIF data are damaged.
+
+    Damaged EXIF data are ignored, as by browsers: the pixels of such an image can still be read.
+    """
+    try:
+        value = image.getexif().get(ORIENTATION)
+    except (SyntaxError, struct.error):
+        return 1
+    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+
+
+def _converted(image: PillowImage, channels: int) -> PillowImage:
+    """Convert an image as described in `load_images`, without resizing it."""
     from PIL import Image
 
-    height, width, channels = shape
+    image.load()  # turns TIFF images upright, and removes their orientation
+    if (name := TRANSPOSE.get(_orientation(image))) is not None:
+        image = image.transpose(Image.Transpose[name])
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.asarray(image).ravel()
+    return image.convert("L" if channels == 1 else "RGB")

@@ -210,7 +210,8 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
     """
     table = read_table(path)
     if encoding is not None:
-        return encode(table, encoding)
+        found = encode(table, encoding)
+        return found._replace(x=narrow(found.x))
     every = range(len(table.columns))
     chosen: Sequence[int] = every
     if table.header and len(every) > features:
@@ -222,4 +223,5 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
             f"{path}: {len(every)} columns, but the model takes {features} features, or {features + 1} columns with a label"
         )
     columns = tuple(Column(table.names[number], number) for number in chosen)
-    return encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
+    found = encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
+    return found._replace(x=narrow(found.x))

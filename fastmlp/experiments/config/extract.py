@@ -155,9 +155,12 @@ class ExtractConfig(DataSettings):
         return {name: value for name in ("data", "data_dir") if (value := getattr(self, name)) is not None}
 
     def key(self) -> dict[str, Any]:
-        """Return the settings that determine the features, without those for the device, the data folder and the output."""
+        """Return the settings that determine the features, without those for the device, the data folder and the output.
+
+        `skip_bad` is left out too, because the images determine the features, whether files were skipped or not.
+        """
         return {
             name: value
             for name, value in self.table().items()
-            if name not in ("out", "pictures", "force", "resume", "device", "data_dir")
+            if name not in ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad")
         }

@@ -90,6 +90,7 @@ class DataSettings:
     )
     data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
     image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.")
+    skip_bad: bool = data_setting(BOOLEAN, False, "Leave out the unreadable files of an image folder.")
     task: str | None = data_setting(
         one_of("task", TASKS), None, "Type of the task [default: found from the targets].", common=True
     )

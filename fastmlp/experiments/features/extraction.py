@@ -28,6 +28,7 @@ from fastmlp.data.features import (
     recover,
     write_features,
 )
+from fastmlp.data.images.polarity import image_stats
 from fastmlp.data.load import load_data
 from fastmlp.data.named import DATASETS
 from fastmlp.data.scaling import fit_scaling
@@ -148,7 +149,8 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     follows : settings of a training run that uses the features in memory; if given, a feature file is written only if
         `config.out` is set
     """
-    images = load_data(config.data, config.data_dir, image_size=config.image_size, progress=progress)
+    given: dict[str, Any] = {"image_size": config.image_size, "skip_bad": config.skip_bad}
+    images = load_data(config.data, config.data_dir, **given, progress=progress)
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     if follows is not None:
@@ -319,12 +321,13 @@ def picture_names(splits: Iterable[str]) -> list[str]:
 
 def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
     """Return the provenance of the features, a dict that is stored with them."""
+    stats = image_stats(job.images.x, job.images.image_shape)
     return {
         "key": job.key,
         "settings": job.config.key(),
         **made.extractor.table(),
         "extractor_sha256": made.extractor.sha256,
-        "images": {"name": job.images.name, "sha256": job.images.sha256},
+        "images": {"name": job.images.name, "sha256": job.images.sha256, "stats": stats and dataclasses.asdict(stats)},
         "cnn": figures_of(made),
     }
 

@@ -12,10 +12,10 @@ import msgspec
 
 from fastmlp.errors import DivergedError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, read_result, run_folder
+from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, SEED_FOLDER, read_result, run_folder
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
-from fastmlp.experiments.resume import SEED_FOLDER, Resume
+from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import converted, read_lines, write_json
 from fastmlp.training.result import mean_and_deviation

@@ -21,13 +21,14 @@ from fastmlp.experiments.folder import (
     DATA_NAME,
     METRICS_NAME,
     RESULT_NAME,
+    SEED_FOLDER,
     TIMINGS_NAME,
     check_manifest,
     read_data,
     read_history,
     read_result,
 )
-from fastmlp.experiments.resume import SEED_FOLDER, check_is_run, is_finished, seeds_in
+from fastmlp.experiments.resume import check_is_run, is_finished, seeds_in
 from fastmlp.experiments.sweeps.seeds import SEEDS_NAME, read_seeds
 from fastmlp.files import RESTORE, converted, file_errors, read_lines, read_toml
 from fastmlp.training.monitor import best_epoch

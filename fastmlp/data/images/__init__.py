@@ -1,0 +1,1 @@
+"""Preparation of images for prediction: files, inversion, and position of the drawing."""
