@@ -122,6 +122,7 @@ def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     folder, result = run
     history, timings = (read_lines(folder / name) for name in ("metrics.jsonl", "timings.jsonl"))
     assert [row["epoch"] for row in history] == [row["epoch"] for row in timings] == list(range(1, 7))
+    assert set(history[0]) == {"epoch", "rows", "loss", "accuracy", "val_loss", "val_accuracy", "lr"}
     assert result["epochs"] == 6
     assert result["best_epoch"] == min(history, key=lambda row: row["val_loss"])["epoch"]
     assert result["seconds_per_epoch"] == statistics.median(row["seconds"] for row in timings)
@@ -235,9 +236,8 @@ def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
-    assert (
-        said[-1] == f"stopped after epoch 6 (maximum number of epochs), best epoch 6: {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
-    )
+    end = f"maximum number of epochs reached at epoch 6 (best epoch 6): {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
+    assert said[-1] == end
 
 
 # ------------------------------------------------------------------------------------------------ failures

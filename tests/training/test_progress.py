@@ -119,6 +119,17 @@ def test_lines_one_per_epoch() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_lines_show_the_patience_before_the_speed_and_the_time_left() -> None:
+    stream = io.StringIO()
+    progress = make_progress(stream, epochs=200)
+    progress.epoch_done(row(7, patience=(3, 10), val_accuracy=None))
+    progress.epoch_done(row(8, patience=(4, 10)))  # too long with the speed
+    assert stream.getvalue().splitlines() == [
+        "epoch 7/200  loss 0.5123  accuracy 0.8300  val loss 0.49  patience 3/10  412k rows/s  1 min 17 s left at most",
+        "epoch 8/200  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  patience 4/10  1 min 17 s left at most",
+    ]
+
+
 def test_line_omits_absent_metrics_and_at_the_end_the_time_left() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=2)
@@ -144,9 +155,10 @@ def test_time_left_follows_the_last_five_epochs() -> None:
 @pytest.mark.parametrize("loss", [0.5, 1.234567e-30, 9.9999e30, -1.2345e-300, float("inf")])
 @pytest.mark.parametrize("epochs", [200, 10**6])
 @pytest.mark.parametrize("seconds", [0.01, 86399.0, 1e9])
-def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float) -> None:
+@pytest.mark.parametrize("patience", [{}, {"patience": (10, 10)}, {"patience": (499_999, 500_000)}])
+def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float, patience: dict[str, Any]) -> None:
     stream = io.StringIO()
-    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
+    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6, **patience)
     make_progress(stream, epochs=epochs).epoch_done(metrics)
     line = stream.getvalue()
     assert line.endswith("\n")
@@ -182,6 +194,18 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert text.index(HIDE) < text.index(SHOW)
     assert text.endswith(SHOW)
+
+
+def test_terminal_shows_the_patience_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=40, clock=clock) as progress:
+            progress.epoch_done(row(7, patience=(3, 10)))
+            clock.now += 1
+            progress.update(8, 6000, 48000, 0.25, 0.875, 4e5)  # shows the patience after the last epoch
+        shown = visible(screen.text()).rstrip().splitlines()
+    assert any(re.fullmatch(r"epoch 8/40 [━╸╺]+ 18% patience 3/10 \d+ s left at most", line.strip()) for line in shown)
+    assert shown[-1] == "loss 0.25  accuracy 0.8750  val loss 0.49  val accuracy 0.8425  400k rows/s"
 
 
 def test_bar_shows_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -291,6 +315,15 @@ def test_notebook_shows_one_bar(monkeypatch: pytest.MonkeyPatch, shell: object, 
     assert last["text/plain"] == "epoch 4/4  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert 'value="4.000"' in last["text/html"] and "100%<br>loss 0.5123&ensp;accuracy" in last["text/html"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_notebook_shows_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with make_progress(epochs=4, clock=clock) as progress:
+        clock.now += 1
+        progress.epoch_done(row(3, patience=(2, 10)))
+        assert "75% patience 2/10 1 s left at most<br>loss 0.5123&ensp;" in cell.outputs[0]["text/html"]
+    assert cell.outputs[0]["text/plain"].endswith("val accuracy 0.8425  patience 2/10  412k rows/s")
 
 
 def test_notebook_is_updated_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:
