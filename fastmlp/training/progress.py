@@ -15,16 +15,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TextIO
 
+from fastmlp.engines.cpu.codegen.observer import add_observer, remove_observer
 from fastmlp.training.bars import Bar, NotebookBar, SafeStream, Status, TerminalBar, in_notebook
 from fastmlp.training.result import PATIENCE_KEY
 
 REDRAW_SECONDS = 0.1
 LINE_LIMIT = 120
 SMOOTHED_EPOCHS = 5
+COMPILING = "compiling kernels, once on this machine"
 
 
 class Progress(abc.ABC):
-    """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit."""
+    """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit.
+
+    Displays with output also show, between `start` and `close`, that kernels are compiled.
+    """
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -143,7 +148,7 @@ class _Lines(Progress):
         self._epochs = epochs
 
     def start(self) -> None:
-        pass
+        add_observer(self._show_compilation)
 
     def update(self, *_state: object) -> None:
         pass
@@ -155,11 +160,17 @@ class _Lines(Progress):
         no_speed = full._replace(speed="")
         no_time = no_speed._replace(time_left="")
         lines = ["  ".join(one.parts) for one in (full, no_speed, no_time, no_time._replace(patience=""))]
-        self._stream.write(next((line for line in lines if len(line) <= LINE_LIMIT), lines[-1]) + "\n")
-        self._stream.flush()
+        self._write(next((line for line in lines if len(line) <= LINE_LIMIT), lines[-1]))
 
     def close(self) -> None:
-        pass
+        remove_observer(self._show_compilation)
+
+    def _show_compilation(self) -> None:
+        self._write(COMPILING)
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
 
 class _InPlace(Progress):
@@ -186,6 +197,7 @@ class _InPlace(Progress):
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
+        add_observer(self._show_compilation)
 
     def update(
         self,
@@ -213,10 +225,14 @@ class _InPlace(Progress):
             self._draw()
 
     def close(self) -> None:
+        remove_observer(self._show_compilation)
         self._due = math.inf
         if self._open:
             self._open = False
             self._bar.close(self._status()._replace(time_left=""))
+
+    def _show_compilation(self) -> None:
+        self._bar.draw(self._status()._replace(metrics=[COMPILING]))
 
     def _draw(self) -> None:
         self._bar.draw(self._status())

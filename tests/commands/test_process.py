@@ -192,6 +192,21 @@ def test_a_signal_during_the_compilation(number: int, group: bool, tmp_path: Pat
     check_files(tmp_path / "kernels")
 
 
+def test_the_first_run_on_a_machine_says_that_kernels_are_compiled(tmp_path: Path) -> None:
+    command = ["train", "--hidden", "4", "--epochs", "1", "--backend", need_backend("numba"), "--out"]
+    runs: list[tuple[str, list[str]]] = [("a", []), ("a", []), ("b", ["-q"]), ("c", ["--seeds", "2"]), ("c", ["--seeds", "2"])]
+    messages = []
+    for number, (cache, more) in enumerate(runs):
+        variables = environment(FASTMLP_CACHE_DIR=str(tmp_path / cache), NUMBA_OPT="0")
+        code, _, stderr = finish(*command, tmp_path / f"run-{number}", *more, variables=variables)
+        assert code == 0
+        messages.append(stderr.splitlines())
+    line = b"compiling kernels, once on this machine"
+    assert messages[0][1] == line
+    assert [lines.count(line) for lines in messages] == [1, 0, 0, 1, 0]
+    assert messages[2] == []
+
+
 @pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])
 def test_a_second_signal_ends_the_process_while_it_writes_the_result(first: int, second: int, tmp_path: Path) -> None:
     program = interrupted_at("result.json", second, *ENDLESS, "--backend", "numpy", "-q", "--out", tmp_path / "a")

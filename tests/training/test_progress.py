@@ -23,7 +23,8 @@ import pytest
 from rich.progress_bar import ProgressBar  # not in a test: importing rich draws from `random`
 from support.processes import ROOT
 
-from fastmlp.training.progress import Progress, make_progress
+from fastmlp.engines.cpu.codegen import observer
+from fastmlp.training.progress import COMPILING, Progress, make_progress
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -263,6 +264,48 @@ def test_a_command_in_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> 
         text = screen.text()
     assert text.startswith("epoch 1/2  loss")
     assert "\x1b" not in text
+
+
+def compile_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report the compilation of two kernels, as in a process that has not compiled any yet."""
+    monkeypatch.setattr(observer, "announced", threading.Event())
+    observer.notify()
+    observer.notify()
+
+
+def test_lines_report_the_compilation_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, quiet = io.StringIO(), io.StringIO()
+    with make_progress(quiet, quiet=True, epochs=2):
+        compile_kernels(monkeypatch)
+    with make_progress(stream, epochs=2) as progress:
+        compile_kernels(monkeypatch)
+        progress.epoch_done({"epoch": 2, "loss": 0.5})
+    compile_kernels(monkeypatch)
+    assert (stream.getvalue(), quiet.getvalue()) == (f"{COMPILING}\nepoch 2/2  loss 0.5\n", "")
+
+
+def test_terminal_shows_the_compilation_until_the_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=4, clock=clock) as progress:
+            compile_kernels(monkeypatch)
+            clock.now += 1
+            progress.update(1, 6000, 48000, 0.25, 0.875, 4e5)
+        compile_kernels(monkeypatch)
+        lines = visible(screen.text()).rstrip().splitlines()
+    assert lines.count(COMPILING) == 1
+    assert [line for line in lines if not line.startswith("epoch")][-1] == "loss 0.25  accuracy 0.8750  400k rows/s"
+
+
+def test_notebook_shows_the_compilation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with make_progress(epochs=4, clock=clock) as progress:
+        compile_kernels(monkeypatch)
+        assert COMPILING in cell.outputs[0]["text/html"]
+        clock.now += 1
+        progress.update(1, 6000, 48000, 0.25, 0.875, 4e5)
+        assert COMPILING not in cell.outputs[0]["text/html"]
+    assert capsys.readouterr() == ("", "")
 
 
 class Cell:
