@@ -1,12 +1,10 @@
-"""Prediction with a saved model for image, .csv and .npz files, and output of the predictions as text and as CSV."""
+"""Prediction with a saved model for image, .csv and .npz files. reports/predictions.py formats the predictions."""
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -21,8 +19,7 @@ from fastmlp.data.readers.images import load_images
 from fastmlp.data.rows import Array, Features
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.models.model import Model, load
-
-Prediction = dict[str, Any]
+from fastmlp.reports.predictions import Prediction
 
 
 def predict_files(
@@ -140,56 +137,6 @@ def answers(model: Model, file: Path, x: npt.NDArray[Any], top: int | None) -> l
         label = model.classes[ranks[0]]
         found.append(one | {"label": label, word: shares[label], words: shares})
     return found
-
-
-def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
-    """Return one line per prediction, with fields separated by tabs.
-
-    The first field is the input, with the row number for .csv and .npz files. The label and the probability of each of the
-    `top` most probable classes follow or, for regression, the predicted values.
-
-    >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
-    ['a.png\\t7\\t0.7500']
-    """
-    return ["\t".join([place(one), *fields(one, top)]) for one in predictions]
-
-
-def place(one: Prediction) -> str:
-    """Return the input of a prediction, followed by the row number for .csv and .npz files."""
-    table = Path(one["input"]).suffix.lower() in (".csv", ".npz")
-    return f"{one['input']}:{one['row']}" if table else str(one["input"])
-
-
-def fields(one: Prediction, top: int) -> list[str]:
-    """Return the fields that follow the input in a line."""
-    if "values" in one:
-        return [f"{value:.6g}" for value in one["values"]]
-    pairs = list(shares_of(one).items())[:top]
-    return [text for name, share in pairs for text in (name, f"{share:.4f}")]
-
-
-def shares_of(one: Prediction) -> Mapping[str, float]:
-    """Return a dict from class to probability or score, in descending order."""
-    shares: Mapping[str, float] = one.get("probabilities") or one["scores"]
-    return shares
-
-
-def as_csv(predictions: Sequence[Prediction]) -> bytes:
-    """Return the predictions as CSV with a header line.
-
-    The columns are input, row, label, and one column for each class that any prediction contains. For regression, columns
-    with the predicted values follow the row.
-    """
-    if "values" in predictions[0]:
-        names = [f"value_{number}" for number in range(1, len(predictions[0]["values"]) + 1)]
-        body = [[one["input"], one["row"], *one["values"]] for one in predictions]
-    else:
-        shown = sorted({name for one in predictions for name in shares_of(one)})
-        names = ["label", *shown]
-        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, shown)] for one in predictions]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
-    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:

@@ -183,6 +183,18 @@ def test_predict_writes_a_csv_file(run: Path, seven: Path, tmp_path: Path) -> No
     refused(3, "predict", run, seven, "--out", tmp_path / "none" / "labels.csv")
 
 
+def test_predict_writes_the_format_of_the_suffix(run: Path, seven: Path, tmp_path: Path) -> None:
+    found = ok("predict", run, seven, seven, "--json", "--out", tmp_path / "labels.json").stdout
+    assert (tmp_path / "labels.json").read_text() == found
+    ok("predict", run, seven, seven, "--out", tmp_path / "labels.jsonl", "--top", "2")
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert [(one["input"], one["label"], len(one["probabilities"])) for one in lines] == [(str(seven), "7", 2)] * 2
+    for name in ("labels.txt", "labels"):
+        line = refused(2, "predict", run, tmp_path / "none.png", "--out", tmp_path / name)
+        assert line.endswith(f"{name}' must end with .csv, .json or .jsonl [--out]")
+        assert not (tmp_path / name).exists()
+
+
 # ------------------------------------------------------------------------------------------------ data, doctor
 
 
