@@ -192,7 +192,7 @@ def test_regression(tmp_path: Path, loss: str) -> None:
     config = config_for(tmp_path / "values.npz", tmp_path / "a", task="regression", loss=loss, epochs=40)
     result, _ = run_training(config, quiet=True)
     assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
-    assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
+    assert result["test"].keys() == {"loss", "mse", "mae", "rmse", "r2"}
     assert result["test"]["r2"] > 0.9
     model = load(tmp_path / "a", backend="numpy")
     assert (model.classes, model.network.loss) == ((), loss)
