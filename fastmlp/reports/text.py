@@ -126,6 +126,16 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, _number(result[key], form)
 
 
+def metrics_text(figures: Mapping[str, Any]) -> str:
+    """Return the metrics of a split as text.
+
+    >>> metrics_text({"mse": 4.0, "mae": 1.5, "rmse": 2.0, "r2": 0.75})
+    'R² 0.7500, MAE 1.5, RMSE 2'
+    """
+    found = [(name, _number(figures[key], form)) for key, (name, form) in SHOWN_METRICS.items() if key in figures]
+    return ", ".join(f"{name} {value}" for name, value in found)
+
+
 def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:
     """Yield the lines of the table of classes: the heading, one line per class, and the averages."""
     from rich.cells import cell_len
