@@ -33,6 +33,11 @@ from fastmlp.commands.common.toolkit import open_extractor
 )
 @click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and each row's true and predicted class to FILE.")
 @click.option(
+    "--mistakes",
+    metavar="FILE.png|FILE.csv",
+    help="Draw the misclassified images to FILE.png, or write the rows of a table with the largest mistakes to FILE.csv.",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1),
     envvar="FASTMLP_MIN_ACCURACY",
@@ -46,6 +51,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     fastmlp evaluate runs/a
     fastmlp evaluate runs/a --split all --json
     fastmlp evaluate runs/a --report --predictions predictions.txt
+    fastmlp evaluate runs/a --split validation --mistakes mistakes.png
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
     """
     from fastmlp.experiments.evaluation import evaluate_run

@@ -27,6 +27,7 @@ from fastmlp.data.readers.csv_table import read_csv
 from fastmlp.data.readers.images import read_image_folder
 from fastmlp.data.rows import Array
 from fastmlp.data.splits import split
+from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.files import file_errors
 from fastmlp.nn.names import canonical_name
@@ -52,6 +53,9 @@ class Dataset(Summarized):
     extractor : for features extracted from images, the bytes of a fastmlp.cnn file with the network that extracted them
     weight : (n,) positive float32 sample weights of the rows of x; None for equal weights
     text_labels : whether the class labels were given as strings
+    encoding : for tables, the encoding of their columns as features; else None
+    source_rows : (n,) indices of the rows of x in the file, if rows were left out; None if all rows are in x
+    notes : messages about how the data were read
 
     Examples
     --------
@@ -72,6 +76,9 @@ class Dataset(Summarized):
     extractor: bytes | None = None
     weight: npt.NDArray[np.float32] | None = None
     text_labels: bool = False
+    encoding: TableEncoding | None = None
+    source_rows: npt.NDArray[np.int64] | None = None
+    notes: tuple[str, ...] = ()
 
     def split(
         self, validation: float | int = 0.2, test: float | int = 0.2, stratify: bool = False, seed: int = 0

@@ -151,6 +151,16 @@ def test_evaluate_prints_a_table(run: Path) -> None:
     assert f"test accuracy       {json.loads((run / 'result.json').read_text())['test']['accuracy']:.4f}\n" in text
 
 
+def test_evaluate_draws_the_mistakes(run: Path, tmp_path: Path) -> None:
+    ok("evaluate", run, "--split", "train", "--mistakes", tmp_path / "train.png")
+    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+    line = refused(2, "evaluate", run, "--mistakes", tmp_path / "train.csv")
+    assert line == "mistakes: digits is not a table, so .csv is not possible; give the name of a .png file [--mistakes]"
+    line = refused(2, "evaluate", run, "--split", "all", "--mistakes", tmp_path / "all.png")
+    assert line == "mistakes are written for one split, not for all [--split, --mistakes]"
+    refused(3, "evaluate", run, "--mistakes", tmp_path / "none" / "a.png")
+
+
 @pytest.fixture
 def seven(tmp_path: Path) -> Path:
     """Write an image of the digit 7, in color and larger than the training images, and return its path."""
