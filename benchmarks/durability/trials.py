@@ -72,7 +72,7 @@ def quick_runs() -> Iterator[None]:
     buffer = io.BytesIO()
     Image.fromarray(np.zeros((2, 2), np.uint8)).save(buffer, "png")
 
-    def draw(training: Any, shown: Any, folder: Path) -> None:
+    def draw(plan: Any, training: Any, evaluated: Any, folder: Path) -> None:
         for name in (CURVES_NAME, CONFUSION_NAME, CLASSES_PICTURE):
             write_bytes(folder / name, buffer.getvalue())
         if (folder / CLASSES_NAME).exists():
@@ -122,7 +122,7 @@ def read_file(path: Path, torn_logs: bool) -> None:
             image.load()
         if not path.read_bytes().endswith(PNG_END):
             raise ValueError("the last bytes are missing")
-    elif path.suffix in (".jsonl", ".txt"):
+    elif path.suffix in (".jsonl", ".txt", ".csv"):
         read_text(path, torn_logs)
     else:
         raise ValueError("the run should not have left this file")

@@ -54,6 +54,11 @@ from fastmlp.commands.common.toolkit import open_extractor
 )
 @click.option("--predictions", metavar="FILE", help="Write loss, accuracy, and each row's true and predicted class to FILE.")
 @click.option(
+    "--mistakes",
+    metavar="FILE.png|FILE.csv",
+    help="Draw the misclassified images to FILE.png, or write the rows of a table with the largest mistakes to FILE.csv.",
+)
+@click.option(
     "--min-accuracy",
     type=click.FloatRange(0, 1),
     envvar="FASTMLP_MIN_ACCURACY",
@@ -67,6 +72,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     fastmlp evaluate runs/a
     fastmlp evaluate runs/latest --split all --json
     fastmlp evaluate runs/a --report --predictions predictions.txt
+    fastmlp evaluate runs/a --split validation --mistakes mistakes.png
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
 
     The images of an image folder are inverted as by `fastmlp predict`; the data of the run only with --invert yes.

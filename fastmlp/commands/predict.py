@@ -27,7 +27,7 @@ from fastmlp.commands.common.toolkit import open_extractor
     envvar="FASTMLP_TOP",
     help="Number of most probable classes per row [default: 1, or all with --json and --out].",
 )
-@click.option("--out", metavar="FILE.csv", help="Write the predictions to a CSV file instead of stdout.")
+@click.option("--out", metavar="FILE", help="Write the predictions to a .csv, .json or .jsonl file instead of stdout.")
 @invert_option
 @click.option(
     "--center",
@@ -52,8 +52,9 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     fastmlp predict runs/a new.csv --top 3
     fastmlp predict runs/a new.npz --out labels.csv
 
-    Each output line has the input, the predicted label and its probability, separated by tabs. --top adds more classes.
-    For regression, the line has the predicted values instead.
+    Each line on stdout has the input, the predicted label and its probability, separated by tabs. --top adds more classes.
+    For regression, the line has the predicted values instead. --out writes the format that the suffix names: CSV with a
+    column per class or value, one JSON object as with --json, or one JSON object per line (.jsonl).
 
     Images may have any size, and may be grayscale or color. They are converted to the shape of the training images:
     photos are turned upright, color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel,
@@ -64,14 +65,16 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     An .npz file has the features in an array x.
     """
     from fastmlp.data.images.inputs import ImageOptions
-    from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
+    from fastmlp.experiments.prediction import predict_files
     from fastmlp.files import write_bytes
+    from fastmlp.reports.predictions import as_lines, format_of
 
+    file_format = None if out is None else format_of(out)  # a wrong suffix is reported first
     choices["images"] = ImageOptions(*(choices.pop(name) for name in ("invert", "center", "skip_bad")))
     choices["say"] = lambda text: say(with_flags(text))
     found = predict_files(resolved(run), inputs, top, open_extractor=open_extractor, **choices)
-    if out is not None:
-        write_bytes(out, as_csv(found))
+    if out is not None and file_format is not None:
+        write_bytes(out, file_format(found))
     if as_json:
         show_json({"predictions": found})
     elif out is None:

@@ -20,6 +20,7 @@ from fastmlp.data.splits import split as split_data
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.mistakes import Answers, check_mistakes, suffix_of, write_mistakes
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say
 from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.result import describe_data, describe_network
@@ -41,6 +42,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     predictions: str | Path | None = None,
     invert: str = "auto",
     skip_bad: bool = False,
+    mistakes: str | Path | None = None,
     open_extractor: OpenExtractor | None = None,
     say: Say = lambda text: None,
 ) -> dict[str, Any]:
@@ -58,6 +60,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         if `split` is a single split
     invert : whether the images of an image folder are inverted, see `ImageOptions`; "auto" never inverts the data of the run
     skip_bad : whether unreadable files of an image folder that is not that of the run are left out
+    mistakes : .png file to which misclassified images are drawn, or .csv file to which the rows of a table with the largest
+        mistakes are written, see `mistakes.write_mistakes`; only if `split` is a single split
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
         features of images and `source` contains images
     say : function that is called with messages: that the run has not finished, how other data than its own were read, or that
@@ -78,27 +82,26 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     config, own = state.config, state.data
     if not own and run.is_file() and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
-    if predictions is not None and split == "all":
-        raise ConfigError("predictions are written for one split, not for all", settings=("split", "predictions"))
     if state.unfinished:
         say(state.unfinished)
     model = load(state.model, backend=backend or config.backend, threads=threads or config.threads)
-    if predictions is not None and not model.classes:
-        raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
+    check_files(model, split, predictions, mistakes)
     options = config.table_options() if source is None else TableOptions()
     origin, skip_bad = source or config.data.removeprefix(FEATURES_OF), config.skip_bad if source is None else skip_bad
     data = load_for(model, origin, data_dir or config.data_dir, options, skip_bad)
     for note in data.notes if source is not None else ():
         say(note)
+    if mistakes is not None:
+        check_mistakes(mistakes, data)
     images = model.extractor is not None and data.provenance is None
-    if (known := known_splits(data, state, images)) is None and source is None:
+    if (sizes := split_sizes(data, state, images)) is None and source is None:
         raise DataError(
             f"{config.data} has changed since the run; give it explicitly to evaluate on its new content", settings=("data",)
         )
-    splits = own_splits(data) if known is None else known
+    splits = own_splits(data) if sizes is None else split_data(data, **sizes)
     wanted = SPLIT_NAMES if split == "all" else (split,)
     chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
-    chosen = invert_images(model, origin, chosen, invert if known is None or invert == "yes" else "no", say)
+    chosen = invert_images(model, origin, chosen, invert if sizes is None or invert == "yes" else "no", say)
     if images:
         inputs_of = input_maker(model, open_extractor)
         chosen = {name: replace(rows, x=inputs_of(rows.x)) for name, rows in chosen.items()}
@@ -106,13 +109,35 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
         raise ConfigError(f"{data.name} has no split {split!r}, only {', '.join(splits)}", settings=("split",))
     evaluated = {name: evaluate_with_predictions(model, rows) for name, rows in chosen.items()}
     metrics: dict[str, Any] = {name: found for name, (found, _) in evaluated.items()}
-    if predictions is not None:
-        ((name, (found, predicted)),) = evaluated.items()
-        write_bytes(predictions, predictions_text(chosen[name].y, predicted, found).encode())
+    if split != "all":
+        found, predicted = evaluated[split]
+        answers = Answers(data, split, splits[split].x, chosen[split], predicted, sizes)
+        write_files(model, answers, found, predictions, mistakes)
     engine = model.engine()
     computed = {"model": str(run), "complete": not state.unfinished, "backend": engine.name, "threads": engine.threads}
     described = {"network": describe_network(model.network), "parameters": model.network.parameters}
     return {**metrics, **computed, **described, "data": describe_data(data, chosen)}
+
+
+def check_files(model: Model, split: str, predictions: str | Path | None, mistakes: str | Path | None) -> None:
+    """Raise ConfigError if a file cannot be written for this split or this model; see `evaluate_run` for the parameters."""
+    for name, file in (("predictions", predictions), ("mistakes", mistakes)):
+        if file is not None and split == "all":
+            raise ConfigError(f"{name} are written for one split, not for all", settings=("split", name))
+    if mistakes is not None:
+        suffix_of(mistakes)
+    if predictions is not None and not model.classes:
+        raise ConfigError("a file of predictions needs a classifier, but this is a regression model; use `fastmlp predict`")
+
+
+def write_files(
+    model: Model, answers: Answers, metrics: Any, predictions: str | Path | None, mistakes: str | Path | None
+) -> None:
+    """Write the files of `evaluate_run` that are not None; `metrics` has those of the split."""
+    if predictions is not None:
+        write_bytes(predictions, predictions_text(answers.rows.y, answers.predicted, metrics).encode())
+    if mistakes is not None:
+        write_mistakes(Path(mistakes), model, answers)
 
 
 def load_for(model: Model, source: str, data_dir: str | None, options: TableOptions, skip_bad: bool = False) -> Dataset:
@@ -162,13 +187,13 @@ def invert_images(model: Model, source: str, splits: dict[str, CheckedRows], inv
     return found
 
 
-def known_splits(data: Dataset, state: RunState, images: bool) -> Splits | None:
-    """Return the splits of a run if `data` are its data, or the images whose features are its data, else None."""
+def split_sizes(data: Dataset, state: RunState, images: bool) -> dict[str, Any] | None:
+    """Return the split settings of a run if `data` are its data, or the images whose features are its data, else None."""
     if data.sha256 == state.data.get("sha256"):
-        return split_data(data, **state.config.split_sizes())
+        return state.config.split_sizes()
     extracted = state.data.get("extracted")
     if images and extracted and data.sha256 == extracted["images"]["sha256"]:
-        return split_data(data, **ExtractConfig.from_table(extracted["settings"]).split_sizes())
+        return ExtractConfig.from_table(extracted["settings"]).split_sizes()
     return None
 
 

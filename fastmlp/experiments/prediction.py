@@ -1,12 +1,10 @@
-"""Prediction with a saved model for image, .csv and .npz files, and output of the predictions as text and as CSV."""
+"""Prediction with a saved model for image, .csv and .npz files. reports/predictions.py formats the predictions."""
 
 from __future__ import annotations
 
-import csv
 import functools
-import io
 import math
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,8 +21,7 @@ from fastmlp.data.tables.load import load_features
 from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
 from fastmlp.models.model import Model, load
-
-Prediction = dict[str, Any]
+from fastmlp.reports.predictions import Prediction, fields, place
 
 
 def predict_files(  # noqa: PLR0913 - the options of a command
@@ -209,59 +206,6 @@ def answers(model: Model, file: Path, rows: Rows, top: int | None) -> list[Predi
         label = model.classes[ranks[0]]
         found.append(one | {"label": label, word: shares[label], words: shares})
     return found
-
-
-def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
-    """Return one line per prediction, with fields separated by tabs.
-
-    The first field is the input, with the row number for .csv and .npz files. The label and the probability of each of the
-    `top` most probable classes follow or, for regression, the predicted values.
-
-    >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
-    ['a.png\\t7\\t0.7500']
-    """
-    return ["\t".join([place(one), *fields(one, top)]) for one in predictions]
-
-
-def place(one: Prediction) -> str:
-    """Return the input of a prediction, followed by the row number for .csv and .npz files."""
-    file = Path(one["input"])
-    several = is_table(file) or file.suffix.lower() == ".npz"
-    return f"{one['input']}:{one['row']}" if several else str(one["input"])
-
-
-def fields(one: Prediction, top: int) -> list[str]:
-    """Return the fields that follow the input in a line."""
-    if "values" in one:
-        return [f"{value:.6g}" for value in one["values"]]
-    if not one["label"]:
-        return [""]
-    pairs = list(shares_of(one).items())[:top]
-    return [text for name, share in pairs for text in (name, f"{share:.4f}")]
-
-
-def shares_of(one: Prediction) -> Mapping[str, float]:
-    """Return a dict from class to probability or score, in descending order."""
-    shares: Mapping[str, float] = one["probabilities"] if "probabilities" in one else one["scores"]
-    return shares
-
-
-def as_csv(predictions: Sequence[Prediction]) -> bytes:
-    """Return the predictions as CSV with a header line.
-
-    The columns are input, row, label, and one column for each class that any prediction contains. For regression, columns
-    with the predicted values follow the row.
-    """
-    if "values" in predictions[0]:
-        names = [f"value_{number}" for number in range(1, max(len(one["values"]) for one in predictions) + 1)]
-        body = [[one["input"], one["row"], *one["values"]] for one in predictions]
-    else:
-        shown = sorted({name for one in predictions for name in shares_of(one)})
-        names = ["label", *shown]
-        body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, shown)] for one in predictions]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
-    return text.getvalue().encode("utf-8", "backslashreplace")
 
 
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:

@@ -5,11 +5,13 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
+from fastmlp.engines.cpu.codegen.observer import observer
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import RangeTestConfig
 from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.reports.style import own_style, save
 from fastmlp.training.learning_rate import range_test
+from fastmlp.training.progress import COMPILING
 
 
 def run_range_test(
@@ -50,7 +52,8 @@ def run_range_test(
     plan = make_plan(config, progress=not quiet)
     name, label = plan.data.name, plan.network.label
     say(f"{name}: {len(plan.splits['train']):,} train rows; network {label}, {plan.network.parameters:,} parameters")
-    curve = range_test(plan.task, config.start, config.end, config.steps)
+    with observer(lambda: say(COMPILING)):
+        curve = range_test(plan.task, config.start, config.end, config.steps)
     tested = f"{len(curve.losses)} of {config.steps} mini-batches, learning rates up to {curve.learning_rates[-1]:.3g}"
     say(tested if out is None else f"{tested}: {out}")
     if out is not None:

@@ -41,7 +41,7 @@ from fastmlp.models.model import Model
 from fastmlp.training.checkpoints.file import Checkpoint, StoredCheckpoint
 from fastmlp.training.checkpoints.folder import Checkpoints
 from fastmlp.training.progress import Progress
-from fastmlp.training.result import TIMINGS, EpochLog, History
+from fastmlp.training.result import PATIENCE_KEY, TIMINGS, EpochLog, History
 
 EPOCH_MODEL, EPOCH_MODELS = "epoch-{:04d}.safetensors", "epoch-*.safetensors"
 # Files of an earlier run, which are removed when a new run starts.
@@ -109,7 +109,7 @@ class Recorder:
 
 def log_lines(row: EpochLog) -> tuple[EpochLog, EpochLog]:
     """Return the lines of metrics.jsonl and of timings.jsonl for an epoch."""
-    metrics = {name: value for name, value in row.items() if name not in TIMINGS}
+    metrics = {name: value for name, value in row.items() if name not in (*TIMINGS, PATIENCE_KEY)}
     return metrics, {name: row[name] for name in ("epoch", *TIMINGS)}
 
 

@@ -11,26 +11,42 @@ from datetime import datetime
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy.typing as npt
+
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.splits import Splits
 from fastmlp.engines import installed_versions
 from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError, WriteError
 from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
+from fastmlp.experiments.mistakes import MISTAKES_PICTURE, MISTAKES_TABLE, Answers, kinds_of_mistakes, write_mistakes
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_inputs
 from fastmlp.files import read_lines, sync, write_bytes, write_json
 from fastmlp.models.file import FILE_NAME
-from fastmlp.models.metrics import evaluate_with_predictions
+from fastmlp.models.metrics import evaluate_with_predictions, regression_metrics
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
-from fastmlp.reports.text import PREDICTIONS_NAME, REPORT_NAME, classification_report, predictions_text
+from fastmlp.reports.text import (
+    PREDICTIONS_NAME,
+    REPORT_NAME,
+    classification_report,
+    metrics_text,
+    predictions_text,
+    short_name,
+)
 from fastmlp.training.checkpoints.file import files_of
 from fastmlp.training.result import History, TrainResult
 
 CURVES_NAME = "curves.png"
-CONFUSION_NAME = "confusion.png"
+CONFUSION_NAME, OTHER_CONFUSIONS = "confusion.png", "confusion-{}.png"  # of the split that is shown, and of the others
+PREDICTIONS_PICTURE = "predictions.png"
 CLASSES_PICTURE = "classes.png"
 PICTURES = (CURVES_NAME,)
-OPTIONAL_FILES = (CONFUSION_NAME, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME)  # files that not every run writes
+CONFUSIONS = (CONFUSION_NAME, *map(OTHER_CONFUSIONS.format, ("validation", "train")))
+FIGURES_OF_SPLITS = (*CONFUSIONS, PREDICTIONS_PICTURE, MISTAKES_PICTURE)
+# Files that not every run writes.
+OPTIONAL_FILES = (*FIGURES_OF_SPLITS, CLASSES_PICTURE, REPORT_NAME, PREDICTIONS_NAME, MISTAKES_TABLE)
+Evaluated = Mapping[str, tuple[dict[str, Any], npt.NDArray[Any]]]  # metrics and predictions of each evaluated split
+LONGEST_LABEL = 40  # maximum number of characters of the network in the title of the curves
 PACKAGES = ("numpy", "numba", "llvmlite", "scikit-learn")
 
 
@@ -121,10 +137,12 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
     if plan.config.predictions:
         found, predicted = evaluated["test"]
         write_bytes(folder / PREDICTIONS_NAME, predictions_text(plan.splits["test"].y, predicted, found).encode())
-    shown = result["test"] or result["validation"] or result["train"]
-    if model.classes and shown is not None:
-        write_bytes(folder / REPORT_NAME, classification_report(shown).encode())
-    draw(training, shown, folder)
+    shown = next((name for name in SPLIT_NAMES if name in evaluated), None)
+    if shown is not None and model.classes:
+        write_bytes(folder / REPORT_NAME, classification_report(metrics[shown]).encode())
+    if shown is not None and ".csv" in kinds_of_mistakes(plan.data):
+        write_mistakes(folder / MISTAKES_TABLE, model, answers_of(plan, evaluated, shown))
+    draw(plan, training, evaluated, folder)
     for path in (folder / name for name in LOGS):
         if path.exists():
             sync(path)
@@ -132,17 +150,47 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
     return result
 
 
-def draw(training: TrainResult, shown: dict[str, Any] | None, folder: Path) -> None:
-    """Plot the figures of a run; `shown` has the metrics of the split whose confusion matrix is plotted."""
+def draw(plan: RunPlan, training: TrainResult, evaluated: Evaluated, folder: Path) -> None:
+    """Plot the figures of a run. Figures of one split show the test split, or else validation, or else train."""
     from fastmlp.reports.confusion import plot_classes, plot_confusion
     from fastmlp.reports.curves import plot_curves
 
-    classes = training.model.classes
-    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME)
-    if classes and shown is not None:
-        plot_confusion(shown["confusion"], classes, folder / CONFUSION_NAME)
+    data, classes = plan.data, training.model.classes
+    label, optimizer = short_name(plan.network.label, LONGEST_LABEL), plan.task.settings.optimizer.name
+    title = f"{short_name(data.name)}, {label}, {optimizer}, seed {plan.task.settings.seed}"
+    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME, title)
+    splits = [name for name in SPLIT_NAMES if name in evaluated]
+    for name in splits if classes else ():
+        file = CONFUSION_NAME if name == splits[0] else OTHER_CONFUSIONS.format(name)
+        subject = "Confusion matrix" if data.provenance is None else "MLP on features"
+        plot_confusion(evaluated[name][0]["confusion"], classes, folder / file, f"{subject}, {name} split")
+    if splits:
+        answers = answers_of(plan, evaluated, splits[0])
+        if not classes:
+            draw_predictions(answers, folder / PREDICTIONS_PICTURE)
+        if ".png" in kinds_of_mistakes(data):
+            write_mistakes(folder / MISTAKES_PICTURE, training.model, answers)
     if (folder / CLASSES_NAME).exists():
         plot_classes(read_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
+
+
+def answers_of(plan: RunPlan, evaluated: Evaluated, split: str) -> Answers:
+    """Return the predictions for a split of the run."""
+    rows = plan.splits[split]
+    return Answers(plan.data, split, rows.x, rows, evaluated[split][1], plan.config.split_sizes())
+
+
+def draw_predictions(answers: Answers, path: Path) -> None:
+    """Plot the predictions of a regression against the true values, and the residuals."""
+    from fastmlp.reports.regression import MOST_TARGETS, plot_predictions
+
+    data, truth, predicted = answers.data, answers.rows.y, answers.predicted
+    names = [f"target {number}" for number in range(1, truth.shape[1] + 1)]
+    if truth.shape[1] == 1:
+        names = ["" if data.encoding is None else data.encoding.target]
+    shown = [[number] for number in range(min(truth.shape[1], MOST_TARGETS))]
+    metrics = [metrics_text(regression_metrics(truth[:, one], predicted[:, one])) for one in shown]
+    plot_predictions(truth, predicted, names, metrics, path, f"{short_name(data.name)}, {answers.split} split")
 
 
 def describe(plan: RunPlan, outcome: TrainOutcome, metrics: dict[str, Any]) -> dict[str, Any]:

@@ -82,8 +82,9 @@ def run_training(
     ...     config = TrainConfig(hidden=(16,), epochs=2, backend="numpy", out=f"{folder}/run")
     ...     result, signal = run_training(config, quiet=True)
     ...     sorted(path.name for path in Path(folder, "run").iterdir())  # doctest: +NORMALIZE_WHITESPACE
-    ['checkpoints', 'config.toml', 'confusion.png', 'curves.png', 'data.json', 'manifest.json', 'metrics.jsonl',
-     'model.safetensors', 'report.txt', 'result.json', 'timings.jsonl']
+    ['checkpoints', 'config.toml', 'confusion-train.png', 'confusion-validation.png', 'confusion.png', 'curves.png',
+     'data.json', 'manifest.json', 'metrics.jsonl', 'mistakes.png', 'model.safetensors', 'report.txt', 'result.json',
+     'timings.jsonl']
     """
     plan = make_plan(config, progress=not quiet, data=data)
     rows = ", ".join(f"{len(split):,} {name}" for name, split in plan.splits.items())

@@ -92,10 +92,10 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     Returns
     -------
     dict
-        `mse`: mean squared error; `mae`: mean absolute error; `r2`: coefficient of determination, averaged over the k
-        targets. `r2` is 1 for exact predictions, and 0 if the predictions are as good as the mean of the targets. A
-        constant target counts as 1 if it is predicted exactly, else as 0. `r2` is None for a single row, for which it is
-        undefined.
+        `mse`: mean squared error; `mae`: mean absolute error; `rmse`: square root of the mean squared error of a target,
+        averaged over the k targets; `r2`: coefficient of determination, averaged over the k targets. `r2` is 1 for exact
+        predictions, and 0 if the predictions are as good as the mean of the targets. A constant target counts as 1 if it is
+        predicted exactly, else as 0. `r2` is None for a single row, for which it is undefined.
 
     Raises
     ------
@@ -106,7 +106,7 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     --------
     >>> import numpy as np
     >>> regression_metrics(np.array([[1.0], [3.0]]), np.array([[1.0], [2.0]]))
-    {'mse': 0.5, 'mae': 0.5, 'r2': 0.5}
+    {'mse': 0.5, 'mae': 0.5, 'rmse': 0.7071067811865476, 'r2': 0.5}
     """
     for name, y in (("y_true", y_true), ("y_pred", y_pred)):
         if y.ndim != 2 or y.size == 0:
@@ -117,9 +117,11 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     # The values are converted to float64 first, because the square of a large float32 error would overflow.
     true = y_true.astype(np.float64)
     error = true - y_pred.astype(np.float64)
+    squares = np.square(error).mean(axis=0)
     return {
-        "mse": float(np.square(error).mean(axis=0).mean()),
+        "mse": float(squares.mean()),
         "mae": float(np.abs(error).mean(axis=0).mean()),
+        "rmse": float(np.sqrt(squares).mean()),
         "r2": _r2(true, error) if len(true) > 1 else None,
     }
 

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from fastmlp.reports.images import plot_maps as plot_maps
     from fastmlp.reports.images import plot_mistakes as plot_mistakes
     from fastmlp.reports.images import plot_projection as plot_projection
+    from fastmlp.reports.regression import plot_predictions as plot_predictions
     from fastmlp.reports.text import classification_report as classification_report
     from fastmlp.reports.text import print_result as print_result
 
@@ -25,6 +26,7 @@ __getattr__, __dir__, __all__ = lazy(
         "confusion": ["plot_classes", "plot_confusion"],
         "curves": ["plot_curves"],
         "images": ["plot_filters", "plot_maps", "plot_mistakes", "plot_projection"],
+        "regression": ["plot_predictions"],
         "text": ["classification_report", "print_result"],
     },
 )

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
@@ -17,9 +17,17 @@ Array = npt.NDArray[Any]
 MOST_TILES = 64  # maximum number of filters or feature maps in a figure
 MOST_POINTS = 3000  # maximum number of points in a projection
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
+TILE = (1.7, 2.25)  # width and height of a mistake with its text, in inches
+IMAGE, TEXT = 1.6, 0.45  # longer side of the image, and height of the text above it
 LONGEST_NAME = 14  # maximum number of characters of a class name above a mistake
 INPUT_COLUMNS = 8  # columns of the grid of inputs
 LONGEST_CAPTION = 20  # maximum number of characters of a line above an input
+
+
+class Images(Protocol):
+    """Images by row number: an array (n, height, width) or (n, height, width, 3), or an object that makes them on demand."""
+
+    def __getitem__(self, row: Any, /) -> Array: ...
 
 
 def plot_filters(filters: Array, path: Path, title: str) -> None:
@@ -76,35 +84,61 @@ def plot_projection(features: Array, labels: Array, classes: Sequence[str], path
         save(figure, path)
 
 
-def plot_mistakes(
-    images: Array, truth: Array, predicted: Array, probability: Array, classes: Sequence[str], path: Path, title: str
+def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
+    images: Images,
+    truth: Array,
+    predicted: Array,
+    probability: Array,
+    classes: Sequence[str],
+    path: Path,
+    title: str,
+    *,
+    score: str = "probability",
 ) -> None:
     """Write a PNG file of the 24 misclassified images with the highest predicted probability.
 
     Parameters
     ----------
-    images : (n, height, width) or (n, height, width, 3), 0 to 255
+    images : (n, height, width) or (n, height, width, 3), 0 to 255; an array, or an object that returns the image of a row
     truth, predicted : (n,) class indices
-    probability : (n,) probability of the predicted class
+    probability : (n,) probability or score of the predicted class; it is only used for misclassified rows
     classes : class names
     path : file to write; it is replaced atomically
     title : title of the figure, to which the number of mistakes is appended
+    score : "probability", or "score" if the outputs of the network are not probabilities
     """
-    wrong = np.flatnonzero(truth != predicted)
-    worst = wrong[np.argsort(-probability[wrong], kind="stable")][: SHEET[0] * SHEET[1]]
+    worst = most_confident(truth, predicted, probability)[: SHEET[0] * SHEET[1]]
+    mistakes = int((truth != predicted).sum())
+    count = f"{mistakes:,} mistake{'s'[: mistakes != 1]} in {len(truth):,} rows"
+    more = f", the {len(worst)} most confident" if len(worst) < mistakes else ""
+    height = 0.5 + TILE[1] * math.ceil(len(worst) / SHEET[1])
     with own_style():
-        count = f"{len(wrong):,} mistakes in {len(truth):,} rows"
-        figure = new_figure(1.7 * SHEET[1], 0.6 + 2.1 * max(1, math.ceil(len(worst) / SHEET[1])), f"{title}: {count}")
-        if not len(worst):
-            figure.add_subplot().set_axis_off()
+        figure = new_figure(TILE[0] * SHEET[1], height, f"{title}: {count}{more}")
+        # All images are in one system of axes, in inches: laying out a system for each would take a second.
+        figure.set_layout_engine("none")
+        axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
         for number, row in enumerate(worst):
-            axes = figure.add_subplot(math.ceil(len(worst) / SHEET[1]), SHEET[1], number + 1)
-            axes.imshow(images[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest")
+            left, top = TILE[0] * (number % SHEET[1]), 0.5 + TILE[1] * (number // SHEET[1])
             names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
-            text = f"true: {names[0]}\npred.: {names[1]}\nprobability {probability[row]:.1%}"
-            axes.set_title(text, fontsize=8, parse_math=False)
-            axes.set_axis_off()
+            value = f"{probability[row]:.1%}" if score == "probability" else f"{probability[row]:.4g}"
+            text = f"true: {names[0]}\npred.: {names[1]}\n{score} {value}"
+            axes.text(left + TILE[0] / 2, top, text, ha="center", va="top", fontsize=8, parse_math=False)
+            _draw_image(axes, images[row], left + TILE[0] / 2, top + TEXT + IMAGE / 2)
+        axes.set(xlim=(0, TILE[0] * SHEET[1]), ylim=(height, 0), aspect="equal")
         save(figure, path)
+
+
+def most_confident(truth: Array, predicted: Array, probability: Array) -> Array:
+    """Return the indices of the misclassified rows in descending order of the probability of the predicted class."""
+    wrong = np.flatnonzero(truth != predicted)
+    return wrong[np.argsort(-probability[wrong], kind="stable")]
+
+
+def _draw_image(axes: Any, image: Array, x: float, y: float) -> None:
+    """Draw an image, with its aspect ratio, into a square of `IMAGE` inches with the centre (x, y)."""
+    height, width = np.array(image.shape[:2]) * (IMAGE / 2 / max(image.shape[:2]))
+    extent = (x - width, x + width, y + height, y - height)
+    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
 
 
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:

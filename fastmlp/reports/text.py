@@ -14,6 +14,15 @@ LONGEST_NAME = 28
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
 HEADINGS = ("precision", "recall", "f1-score", "support")
+# The metrics of a split that tables for human readers show: key, name and format. The mean squared error is left out, since its
+# unit is the square of that of the target.
+SHOWN_METRICS = {
+    "accuracy": ("accuracy", ".4f"),
+    "loss": ("loss", ".4g"),
+    "r2": ("R²", ".4f"),
+    "mae": ("MAE", ".4g"),
+    "rmse": ("RMSE", ".4g"),
+}
 
 
 def printable(text: str) -> str:
@@ -96,7 +105,6 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
 
 def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     """Yield the name and the text of each line above the table of classes."""
-    metrics = {"accuracy": ".4f", "loss": ".4g", "mse": ".4g", "mae": ".4g", "r2": ".4f"}
     others = {
         "seconds_per_epoch": ("seconds per epoch", ".4g"),
         "gflops": ("GFLOP/s", ".1f"),
@@ -111,9 +119,9 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
             yield name, printable(str(result[key]))
     for part in ("test", "validation", "train"):
         figures = result.get(part) or {}
-        for key, form in metrics.items():
+        for key, (name, form) in SHOWN_METRICS.items():
             if key in figures:
-                yield f"{part} {key}", _number(figures[key], form)
+                yield f"{part} {name}", _number(figures[key], form)
     if alone := (result.get("cnn") or {}).get("test"):
         yield "CNN alone, test", _number(alone["accuracy"], ".4f")
     if "best_epoch" in result:
@@ -121,6 +129,16 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     for key, (name, form) in others.items():
         if key in result:
             yield name, _number(result[key], form)
+
+
+def metrics_text(figures: Mapping[str, Any]) -> str:
+    """Return the metrics of a split as text.
+
+    >>> metrics_text({"mse": 4.0, "mae": 1.5, "rmse": 2.0, "r2": 0.75})
+    'R² 0.7500, MAE 1.5, RMSE 2'
+    """
+    found = [(name, _number(figures[key], form)) for key, (name, form) in SHOWN_METRICS.items() if key in figures]
+    return ", ".join(f"{name} {value}" for name, value in found)
 
 
 def _class_table(test: Mapping[str, Any], color: bool) -> Iterator[str]:

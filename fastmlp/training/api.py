@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import sys
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from contextlib import ExitStack
+from contextlib import ExitStack, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple, overload
@@ -15,13 +15,14 @@ import numpy.typing as npt
 
 from fastmlp.data.images.polarity import image_stats
 from fastmlp.data.pairs import Split, as_split, checked_shape, default_loss, with_weights
+from fastmlp.engines.cpu.codegen.observer import observer
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.network import Network
 from fastmlp.nn.scaling import Scaling
 from fastmlp.training.checkpoints.folder import DEFAULT_SECONDS, open_checkpoints
 from fastmlp.training.loop import Callback, Diverged, Progress, WriteFailed, train_task
 from fastmlp.training.many import EpochCallback, Result, ResultCallback, naming, train_tasks
-from fastmlp.training.progress import make_progress
+from fastmlp.training.progress import COMPILING, make_progress
 from fastmlp.training.result import SeedResults, TrainResult
 from fastmlp.training.settings import DEFAULT_SCALING, Settings, Task, TrainingData, check_names, make_task, prepare
 
@@ -332,7 +333,8 @@ def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback
             metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
             print(f"seed {seeds[index]}: best epoch {result.best_epoch}  {metrics}", file=sys.stderr)
 
-    results = train_tasks(tasks, threads=task.settings.threads, callbacks=[callbacks] * len(tasks), finished=finished)
+    with observer(lambda: print(COMPILING, file=sys.stderr)) if progress else nullcontext():
+        results = train_tasks(tasks, threads=task.settings.threads, callbacks=[callbacks] * len(tasks), finished=finished)
     for seed, result in zip(seeds, results, strict=True):
         if isinstance(result, Diverged):
             raise Diverged(f"seed {seed}: {result}", result.training, settings=result.settings)

@@ -19,14 +19,18 @@ class Status(NamedTuple):
     epoch, epochs : number of the current epoch, from 1, and maximum number of epochs
     finished : number of finished epochs, including the fraction of the current epoch
     metrics : the latest metrics with their names, formatted
+    patience : number of epochs without improvement and the early-stopping patience, formatted; "" without early stopping
+    speed : training speed, formatted; "" if it is unknown
     time_left : remaining time, formatted; "" if it is unknown
     """
 
     epoch: int
     epochs: int
     finished: float
-    metrics: Sequence[str]
-    time_left: str
+    metrics: Sequence[str] = ()
+    patience: str = ""
+    speed: str = ""
+    time_left: str = ""
 
     @property
     def title(self) -> str:
@@ -40,8 +44,8 @@ class Status(NamedTuple):
 
     @property
     def parts(self) -> list[str]:
-        """The parts of a line of text: the epoch, the metrics, and the remaining time if it is known."""
-        return [part for part in (self.title, *self.metrics, self.time_left) if part]
+        """The parts of a line of text that are known: epoch, metrics, patience, speed and remaining time."""
+        return [part for part in (self.title, *self.metrics, self.patience, self.speed, self.time_left) if part]
 
 
 class Bar(abc.ABC):
@@ -116,16 +120,17 @@ class TerminalBar(Bar):
 
         status = self._status
         top = Table.grid(padding=(0, 1, 0, 0), expand=True)
-        for _ in range(4):
+        for _ in range(5):
             top.add_column(no_wrap=True)
         top.columns[1].ratio = 1
         top.add_row(
             Text(status.title, style="bold"),
             ProgressBar(total=status.epochs, completed=status.finished),
             status.percentage,
+            status.patience,
             status.time_left,
         )
-        return Group(top, Text("  ".join(status.metrics), no_wrap=True, overflow="crop"))
+        return Group(top, Text("  ".join([*status.metrics, status.speed]).rstrip(), no_wrap=True, overflow="crop"))
 
 
 class NotebookBar(Bar):
@@ -153,8 +158,9 @@ class NotebookBar(Bar):
     def _bundle(status: Status) -> dict[str, str]:
         """Return the output of the cell, by MIME type."""
         bar = f'<progress max="{max(1, status.epochs)}" value="{status.finished:.3f}" style="width: 40%"></progress>'
-        top = " ".join([f"<b>{status.title}</b>", bar, status.percentage, status.time_left])
-        html = f"<div>{top.strip()}<br>{'&ensp;'.join(status.metrics)}</div>"
+        top = [f"<b>{status.title}</b>", bar, status.percentage, status.patience, status.time_left]
+        below = [*status.metrics, status.speed]
+        html = f"<div>{' '.join(filter(None, top))}<br>{'&ensp;'.join(filter(None, below))}</div>"
         return {"text/plain": "  ".join(status.parts), "text/html": html}
 
 

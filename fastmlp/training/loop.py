@@ -162,7 +162,7 @@ class Loop:
         if early is not None:
             checkpoints.write(early, self.engine)
         if self.progress is not None:
-            self.progress.epoch_done(row)
+            self.progress.epoch_done(row | self.stopping.patience(epoch))
         called = [callback(row, self.engine) for callback in callbacks]
         stopped = self._reason(epoch, any(called))
         ends = stopped != "epochs" or signals.received or epoch == self.settings.epochs

@@ -15,7 +15,7 @@ from fastmlp.errors import DivergedError
 from fastmlp.models.metrics import mean, mean_metrics
 from fastmlp.nn.network import FloatArray
 from fastmlp.training.checkpoints.file import PartialEpoch
-from fastmlp.training.result import EpochLog
+from fastmlp.training.result import PATIENCE_KEY, EpochLog
 from fastmlp.training.settings import Settings
 
 
@@ -57,6 +57,11 @@ class EarlyStopping:
         """Return whether the metric has not improved in the last `patience` epochs."""
         patience = self.settings.patience
         return patience is not None and 0 < patience <= epoch - self.epoch
+
+    def patience(self, epoch: int) -> dict[str, tuple[int, int]]:
+        """Return what a progress display shows: the number of epochs without improvement, and the patience if it is set."""
+        patience = self.settings.patience
+        return {PATIENCE_KEY: (epoch - self.epoch, patience)} if patience else {}
 
 
 def best_epoch(history: Sequence[EpochLog], settings: Settings, validates: bool) -> int:

@@ -15,15 +15,21 @@ import time
 from collections.abc import Callable, Mapping
 from typing import Any, Self, TextIO
 
+from fastmlp.engines.cpu.codegen.observer import add_observer, remove_observer
 from fastmlp.training.bars import Bar, NotebookBar, SafeStream, Status, TerminalBar, in_notebook
+from fastmlp.training.result import PATIENCE_KEY
 
 REDRAW_SECONDS = 0.1
 LINE_LIMIT = 120
 SMOOTHED_EPOCHS = 5
+COMPILING = "compiling kernels, once on this machine"
 
 
 class Progress(abc.ABC):
-    """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit."""
+    """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit.
+
+    Displays with output also show, between `start` and `close`, that kernels are compiled.
+    """
 
     @abc.abstractmethod
     def start(self) -> None:
@@ -59,7 +65,8 @@ class Progress(abc.ABC):
         Parameters
         ----------
         row : entry of the history for this epoch. The keys `epoch`, `loss`, `accuracy`, `val_loss`, `val_accuracy`, `seconds`,
-            `eval_seconds` and `rows_per_second` are used; all except `epoch` may be missing or None.
+            `eval_seconds` and `rows_per_second` are used; all except `epoch` may be missing or None. With early stopping, the
+            key `patience` has the number of epochs without improvement and the patience.
         """
 
     @abc.abstractmethod
@@ -141,7 +148,7 @@ class _Lines(Progress):
         self._epochs = epochs
 
     def start(self) -> None:
-        pass
+        add_observer(self._show_compilation)
 
     def update(self, *_state: object) -> None:
         pass
@@ -149,14 +156,21 @@ class _Lines(Progress):
     def epoch_done(self, row: Mapping[str, Any]) -> None:
         self._time_left.epoch_done(row)
         epoch = row["epoch"]
-        parts = Status(epoch, self._epochs, epoch, _metrics(row), self._time_left.text(epoch)).parts
-        while len("  ".join(parts)) > LINE_LIMIT:  # omit the remaining time, then the speed
-            parts.pop()
-        self._stream.write("  ".join(parts) + "\n")
-        self._stream.flush()
+        full = Status(epoch, self._epochs, epoch, *_formatted(row), self._time_left.text(epoch))
+        no_speed = full._replace(speed="")
+        no_time = no_speed._replace(time_left="")
+        lines = ["  ".join(one.parts) for one in (full, no_speed, no_time, no_time._replace(patience=""))]
+        self._write(next((line for line in lines if len(line) <= LINE_LIMIT), lines[-1]))
 
     def close(self) -> None:
-        pass
+        remove_observer(self._show_compilation)
+
+    def _show_compilation(self) -> None:
+        self._write(COMPILING)
+
+    def _write(self, line: str) -> None:
+        self._stream.write(line + "\n")
+        self._stream.flush()
 
 
 class _InPlace(Progress):
@@ -183,6 +197,7 @@ class _InPlace(Progress):
             self.close()
             raise
         self._due = self._clock() + REDRAW_SECONDS
+        add_observer(self._show_compilation)
 
     def update(
         self,
@@ -210,10 +225,14 @@ class _InPlace(Progress):
             self._draw()
 
     def close(self) -> None:
+        remove_observer(self._show_compilation)
         self._due = math.inf
         if self._open:
             self._open = False
             self._bar.close(self._status()._replace(time_left=""))
+
+    def _show_compilation(self) -> None:
+        self._bar.draw(self._status()._replace(metrics=[COMPILING]))
 
     def _draw(self) -> None:
         self._bar.draw(self._status())
@@ -222,7 +241,7 @@ class _InPlace(Progress):
 
     def _status(self) -> Status:
         time_left = self._time_left.text(self._finished)
-        return Status(self._epoch, self._epochs, self._finished, _metrics(self._row), time_left)
+        return Status(self._epoch, self._epochs, self._finished, *_formatted(self._row), time_left)
 
 
 class _TimeLeft:
@@ -263,16 +282,18 @@ def _is_terminal(stream: TextIO) -> bool:
         return False
 
 
-def _metrics(row: Mapping[str, Any]) -> list[str]:
-    """Format the metrics of a history entry, except those that are missing or None."""
+def _formatted(row: Mapping[str, Any]) -> tuple[list[str], str, str]:
+    """Format the metrics, the patience and the speed of a history entry, except those that are missing or None."""
     formats: tuple[tuple[str, str, Callable[[float], str]], ...] = (
         ("loss", "loss {}", "{:.4g}".format),
         ("accuracy", "accuracy {}", "{:.4f}".format),
         ("val_loss", "val loss {}", "{:.4g}".format),
         ("val_accuracy", "val accuracy {}", "{:.4f}".format),
-        ("rows_per_second", "{} rows/s", _format_count),
     )
-    return [text.format(number(row[key])) for key, text, number in formats if row.get(key) is not None]
+    metrics = [text.format(number(row[key])) for key, text, number in formats if row.get(key) is not None]
+    patience = "patience {}/{}".format(*row[PATIENCE_KEY]) if PATIENCE_KEY in row else ""
+    speed = row.get("rows_per_second")
+    return metrics, patience, "" if speed is None else f"{_format_count(speed)} rows/s"
 
 
 def _format_count(number: float) -> str:

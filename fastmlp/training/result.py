@@ -17,18 +17,19 @@ if TYPE_CHECKING:
 
 EpochLog = dict[str, Any]  # entry of the history for one epoch, see `TrainResult`
 TIMINGS = ("seconds", "eval_seconds", "rows_per_second")  # keys that differ between two runs with the same settings
+PATIENCE_KEY = "patience"  # key that only the progress display gets, see `EarlyStopping.patience`
 METRICS = ("loss", "accuracy", "val_loss", "val_accuracy")  # of an epoch, as a repr shows them
 SHOWN = ("epoch", *METRICS, "lr", "seconds")  # columns of the table that a repr shows
 
 
-STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words
-    "epochs": "maximum number of epochs",
-    "patience": "early stopping",
-    "time": "time limit",
-    "callback": "stopped by a callback",
-    "interrupted": "interrupted",
-    "diverged": "diverged",
-    "failed": "a file could not be written",
+STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words, followed by the last epoch
+    "epochs": "maximum number of epochs reached at epoch {}",
+    "patience": "early stopping at epoch {}",
+    "time": "time limit reached at epoch {}",
+    "callback": "stopped by a callback at epoch {}",
+    "interrupted": "interrupted at epoch {}",
+    "diverged": "diverged after epoch {}",
+    "failed": "stopped after epoch {}, because a file could not be written",
 }
 
 
@@ -117,8 +118,8 @@ class TrainResult(NamedTuple):
 
     @property
     def end(self) -> str:
-        """The last epoch, why training stopped, and the best epoch, in words."""
-        return f"stopped after epoch {len(self.history)} ({STOPPED[self.stopped]}), best epoch {self.best_epoch}"
+        """Why training ended, the last epoch, and the best epoch, in words."""
+        return f"{STOPPED[self.stopped].format(len(self.history))} (best epoch {self.best_epoch})"
 
     def plot(self) -> Figure:
         """Return a figure of the loss and the accuracy per epoch; a notebook displays it, and `savefig` writes a file."""

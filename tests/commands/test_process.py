@@ -35,10 +35,12 @@ ALL_FILES = {
     "config.toml",
     "data.json",
     "timings.jsonl",
+    "confusion-validation.png",
     "confusion.png",
     "curves.png",
     "manifest.json",
     "metrics.jsonl",
+    "mistakes.png",
     "model.safetensors",
     "report.txt",
     "result.json",
@@ -109,7 +111,7 @@ def test_a_signal_ends_the_training_and_keeps_the_best_weights(number: int, code
     assert result["stopped"] == "interrupted"
     assert result["validation"]["accuracy"] > 0.5
     assert result["epochs"] == len((out / "metrics.jsonl").read_text().splitlines())
-    assert b"(interrupted), best epoch" in stderr
+    assert re.search(rb"\ninterrupted at epoch \d+ \(best epoch \d+\): ", stderr)
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
@@ -190,6 +192,21 @@ def test_a_signal_during_the_compilation(number: int, group: bool, tmp_path: Pat
     assert ended.stderr == MESSAGE
     assert not (tmp_path / "a").exists()
     check_files(tmp_path / "kernels")
+
+
+def test_the_first_run_on_a_machine_says_that_kernels_are_compiled(tmp_path: Path) -> None:
+    command = ["train", "--hidden", "4", "--epochs", "1", "--backend", need_backend("numba"), "--out"]
+    runs: list[tuple[str, list[str]]] = [("a", []), ("a", []), ("b", ["-q"]), ("c", ["--seeds", "2"]), ("c", ["--seeds", "2"])]
+    messages = []
+    for number, (cache, more) in enumerate(runs):
+        variables = environment(FASTMLP_CACHE_DIR=str(tmp_path / cache), NUMBA_OPT="0")
+        code, _, stderr = finish(*command, tmp_path / f"run-{number}", *more, variables=variables)
+        assert code == 0
+        messages.append(stderr.splitlines())
+    line = b"compiling kernels, once on this machine"
+    assert messages[0][1] == line
+    assert [lines.count(line) for lines in messages] == [1, 0, 0, 1, 0]
+    assert messages[2] == []
 
 
 @pytest.mark.parametrize(("first", "second"), [SIGNALS, SIGNALS[::-1]])

@@ -67,9 +67,8 @@ def test_train_prints_a_table_on_stdout_and_progress_on_stderr(tmp_path: Path) -
     lines = result.stderr.splitlines()
     assert lines[0].startswith("digits: 1,079 train, 359 validation, 359 test rows; network 784x16x10")
     assert [line.split()[1] for line in lines[1:4]] == ["1/3", "2/3", "3/3"]
-    assert lines[4:] == [
-        f"stopped after epoch 3 (maximum number of epochs), best epoch 3: {tmp_path / 'a'} (1 checkpoint, 212.9 kB)"
-    ]
+    end = f"maximum number of epochs reached at epoch 3 (best epoch 3): {tmp_path / 'a'} (1 checkpoint, 212.9 kB)"
+    assert lines[4:] == [end]
 
 
 def test_json_is_one_object_and_the_result_file(tmp_path: Path) -> None:
@@ -152,6 +151,16 @@ def test_evaluate_prints_a_table(run: Path) -> None:
     assert f"test accuracy       {json.loads((run / 'result.json').read_text())['test']['accuracy']:.4f}\n" in text
 
 
+def test_evaluate_draws_the_mistakes(run: Path, tmp_path: Path) -> None:
+    ok("evaluate", run, "--split", "train", "--mistakes", tmp_path / "train.png")
+    assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
+    line = refused(2, "evaluate", run, "--mistakes", tmp_path / "train.csv")
+    assert line == "mistakes: digits is not a table, so .csv is not possible; give the name of a .png file [--mistakes]"
+    line = refused(2, "evaluate", run, "--split", "all", "--mistakes", tmp_path / "all.png")
+    assert line == "mistakes are written for one split, not for all [--split, --mistakes]"
+    refused(3, "evaluate", run, "--mistakes", tmp_path / "none" / "a.png")
+
+
 @pytest.fixture
 def seven(tmp_path: Path) -> Path:
     """Write an image of the digit 7, in color and larger than the training images, and return its path."""
@@ -182,6 +191,18 @@ def test_predict_writes_a_csv_file(run: Path, seven: Path, tmp_path: Path) -> No
     assert header == "input,row,label,0,1,2,3,4,5,6,7,8,9"
     assert row.startswith(f"{seven},1,7,")
     refused(3, "predict", run, seven, "--out", tmp_path / "none" / "labels.csv")
+
+
+def test_predict_writes_the_format_of_the_suffix(run: Path, seven: Path, tmp_path: Path) -> None:
+    found = ok("predict", run, seven, seven, "--json", "--out", tmp_path / "labels.json").stdout
+    assert (tmp_path / "labels.json").read_text() == found
+    ok("predict", run, seven, seven, "--out", tmp_path / "labels.jsonl", "--top", "2")
+    lines = [json.loads(line) for line in (tmp_path / "labels.jsonl").read_text().splitlines()]
+    assert [(one["input"], one["label"], len(one["probabilities"])) for one in lines] == [(str(seven), "7", 2)] * 2
+    for name in ("labels.txt", "labels"):
+        line = refused(2, "predict", run, tmp_path / "none.png", "--out", tmp_path / name)
+        assert line.endswith(f"{name}' must end with .csv, .json or .jsonl [--out]")
+        assert not (tmp_path / name).exists()
 
 
 # ------------------------------------------------------------------------------------------------ data, doctor

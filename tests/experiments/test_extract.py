@@ -139,7 +139,7 @@ def test_pictures_of_both_stages(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     beside = {file.stem for file in Path("features-pictures").iterdir()}
     assert beside == CNN_PICTURES | {f"cnn-confusion-{part}" for part in PARTS}
     in_run = {file.stem for file in Path("run").glob("*.png")}
-    assert in_run == beside | {f"confusion-{part}" for part in PARTS} | {"confusion", "curves", "mistakes"}
+    assert in_run == beside | {"confusion", "confusion-validation", "confusion-train", "curves", "mistakes"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in Path("run").glob("*.png"))
 
 

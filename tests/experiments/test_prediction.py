@@ -1,4 +1,4 @@
-"""Tests of prediction: images, tables and arrays, with and without labels; invalid files; output as text and as CSV."""
+"""Tests of prediction: images, tables and arrays, with and without labels; invalid files."""
 
 from __future__ import annotations
 
@@ -15,8 +15,9 @@ import pytest
 from fastmlp import Model, Network, load_data
 from fastmlp.errors import DataError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.prediction import as_csv, as_lines, predict_files
+from fastmlp.experiments.prediction import predict_files
 from fastmlp.experiments.training_run import run_training
+from fastmlp.reports.predictions import as_csv, as_lines
 
 
 def make_model(path: Path, **settings: Any) -> Model:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
@@ -81,7 +82,10 @@ def test_regression_and_one_seed(tmp_path: Path) -> None:
     flags = ("--data", tmp_path / "a.npz", "--task", "regression", *FAST)
     result = json.loads(ok("train", *flags, "--seeds", "1", "--out", tmp_path / "run", "--json").stdout)
     assert result["test"]["r2"]["std"] == 0
-    assert set(result["test"]) == {"loss", "mse", "mae", "r2"}
+    assert set(result["test"]) == {"loss", "mse", "mae", "rmse", "r2"}
+    header = ok("train", *flags, "--seeds", "1", "--out", tmp_path / "again").stdout.splitlines()[0]
+    names = ["loss", "MAE", "RMSE", "R²"]
+    assert re.split(" {2,}", header)[2:] == [f"{split} {name}" for split in ("validation", "test") for name in names]
 
 
 def test_errors_and_exit_codes(folder: Path, tmp_path: Path) -> None:

@@ -23,7 +23,8 @@ from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_lines
 from fastmlp.training.loop import Diverged
 
-FILES = ["checkpoints", "config.toml", "confusion.png", "curves.png", "data.json", "manifest.json", "metrics.jsonl"]
+CONFUSIONS = ["confusion-train.png", "confusion-validation.png", "confusion.png"]
+FILES = ["checkpoints", "config.toml", *CONFUSIONS, "curves.png", "data.json", "manifest.json", "metrics.jsonl"]
 FILES += ["model.safetensors", "report.txt", "result.json", "timings.jsonl"]
 
 
@@ -114,14 +115,38 @@ def test_the_folder_is_complete_and_sealed(run: tuple[Path, dict[str, Any]]) -> 
     assert names(folder) == FILES
     check_manifest(folder)
     assert json.loads((folder / "result.json").read_text()) == result
-    for picture in ("curves.png", "confusion.png"):
+    for picture in ("curves.png", *CONFUSIONS):
         assert (folder / picture).read_bytes().startswith(b"\x89PNG")
+
+
+def test_figures_have_titles_and_show_their_splits(blobs: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    matrices: dict[str, Any] = {}
+    curves: list[Any] = []
+
+    def plot_confusion(confusion: Any, classes: Any, path: Path, title: str) -> None:
+        matrices[path.name] = title, confusion
+
+    monkeypatch.setattr("fastmlp.reports.confusion.plot_confusion", plot_confusion)
+    monkeypatch.setattr("fastmlp.reports.curves.plot_curves", lambda history, best, path, title: curves.append((path, title)))
+    result, _ = run_training(config_for(blobs, tmp_path / "a", optimizer="nesterov", seed=7), quiet=True)
+    assert curves == [(tmp_path / "a" / "curves.png", "blobs, 5x8x3, nesterov, seed 7")]
+    named = {"confusion.png": "test", "confusion-validation.png": "validation", "confusion-train.png": "train"}
+    assert matrices == {name: (f"Confusion matrix, {split} split", result[split]["confusion"]) for name, split in named.items()}
+    matrices.clear()
+    without = config_for(blobs, tmp_path / "b", test_fraction=0.0, hidden=(9,) * 20)
+    result, _ = run_training(without, quiet=True)
+    named = {"confusion.png": "validation", "confusion-train.png": "train"}
+    assert {name: title for name, (title, _) in matrices.items()} == {
+        name: f"Confusion matrix, {split} split" for name, split in named.items()
+    }
+    assert curves[1][1] == f"blobs, {result['network']['label'][:39]}…, adam, seed 0"
 
 
 def test_figures_of_the_result(run: tuple[Path, dict[str, Any]]) -> None:
     folder, result = run
     history, timings = (read_lines(folder / name) for name in ("metrics.jsonl", "timings.jsonl"))
     assert [row["epoch"] for row in history] == [row["epoch"] for row in timings] == list(range(1, 7))
+    assert set(history[0]) == {"epoch", "rows", "loss", "accuracy", "val_loss", "val_accuracy", "lr"}
     assert result["epochs"] == 6
     assert result["best_epoch"] == min(history, key=lambda row: row["val_loss"])["epoch"]
     assert result["seconds_per_epoch"] == statistics.median(row["seconds"] for row in timings)
@@ -190,8 +215,8 @@ def test_regression(tmp_path: Path, loss: str) -> None:
     np.savez(tmp_path / "values.npz", x=x, y=np.c_[x.sum(axis=1), x[:, 0]])
     config = config_for(tmp_path / "values.npz", tmp_path / "a", task="regression", loss=loss, epochs=40)
     result, _ = run_training(config, quiet=True)
-    assert names(tmp_path / "a") == [name for name in FILES if name not in ("confusion.png", "report.txt")]
-    assert result["test"].keys() == {"loss", "mse", "mae", "r2"}
+    assert names(tmp_path / "a") == sorted({*FILES, "predictions.png"} - {*CONFUSIONS, "report.txt"})
+    assert result["test"].keys() == {"loss", "mse", "mae", "rmse", "r2"}
     assert result["test"]["r2"] > 0.9
     model = load(tmp_path / "a", backend="numpy")
     assert (model.classes, model.network.loss) == ((), loss)
@@ -208,6 +233,7 @@ def test_images_keep_their_shape(tmp_path: Path) -> None:
     config = config_for(tmp_path / "photos", tmp_path / "a", image_size=(4, 3), epochs=2)
     result, _ = run_training(config, quiet=True)
     assert load(tmp_path / "a", backend="numpy").image_shape == (4, 3, 3)
+    assert names(tmp_path / "a") == sorted([*FILES, "mistakes.png"])
     assert result["data"]["features"] == 36
 
 
@@ -216,7 +242,8 @@ def test_no_validation_and_no_test_part(blobs: Path, tmp_path: Path) -> None:
     result, _ = run_training(config, quiet=True)
     assert (result["test"], result["validation"]) == (None, None)
     assert result["best_epoch"] == 6
-    assert names(tmp_path / "a") == FILES  # the confusion matrix shows the training split
+    # confusion.png shows the training split
+    assert names(tmp_path / "a") == sorted({*FILES} - {"confusion-train.png", "confusion-validation.png"})
 
 
 def test_float64(blobs: Path, tmp_path: Path) -> None:
@@ -235,9 +262,8 @@ def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
-    assert (
-        said[-1] == f"stopped after epoch 6 (maximum number of epochs), best epoch 6: {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
-    )
+    end = f"maximum number of epochs reached at epoch 6 (best epoch 6): {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
+    assert said[-1] == end
 
 
 # ------------------------------------------------------------------------------------------------ failures
@@ -269,7 +295,10 @@ def test_a_used_folder_is_not_touched_without_force(blobs: Path, tmp_path: Path)
     assert names(tmp_path) == ["note.txt"]
     run_training(config_for(blobs, tmp_path, force=True), quiet=True)
     assert names(tmp_path) == sorted([*FILES, "note.txt"])
+    for name in ("mistakes.png", "mistakes.csv", "predictions.png", "predictions.txt"):  # of an earlier run with other data
+        (tmp_path / name).touch()
     run_training(config_for(blobs, tmp_path, force=True, epochs=2), quiet=True)
+    assert names(tmp_path) == sorted([*FILES, "note.txt"])
     assert len((tmp_path / "metrics.jsonl").read_text().splitlines()) == 2
 
 

@@ -15,6 +15,7 @@ from sklearn.metrics import (
     mean_absolute_error,
     mean_squared_error,
     r2_score,
+    root_mean_squared_error,
 )
 
 from fastmlp.errors import DataError
@@ -111,6 +112,7 @@ def test_regression_metrics_equal_scikit_learns() -> None:
     for columns in ([0, 3], [1], [2], [0, 1, 2, 3]):
         given = y_true[:, columns], y_pred[:, columns]
         reference = {"mse": mean_squared_error(*given), "mae": mean_absolute_error(*given), "r2": r2_score(*given)}
+        reference["rmse"] = root_mean_squared_error(*given)
         assert regression_metrics(*given) == pytest.approx(reference, rel=1e-12)
 
 
@@ -147,11 +149,12 @@ def test_regression_metrics_against_manual_values() -> None:
     # The squared errors of the two targets are 0, 0, 1 and 9, 0, 16; their absolute errors are 0, 0, 1 and 3, 0, 4. The
     # coefficients of determination are 1 - 1/2 and 1 - 25/200.
     got = regression_metrics(y_true, y_pred)
-    assert got == pytest.approx({"mse": 26 / 6, "mae": 8 / 6, "r2": (0.5 + 0.875) / 2}, rel=1e-12)
+    rmse = ((1 / 3) ** 0.5 + (25 / 3) ** 0.5) / 2
+    assert got == pytest.approx({"mse": 26 / 6, "mae": 8 / 6, "rmse": rmse, "r2": (0.5 + 0.875) / 2}, rel=1e-12)
 
 
 def test_r2_of_a_single_row_is_none() -> None:
-    assert regression_metrics(np.array([[1.0]]), np.array([[3.0]])) == {"mse": 4.0, "mae": 2.0, "r2": None}
+    assert regression_metrics(np.array([[1.0]]), np.array([[3.0]])) == {"mse": 4.0, "mae": 2.0, "rmse": 2.0, "r2": None}
 
 
 def test_squares_of_large_float32_errors_do_not_overflow() -> None:

@@ -121,18 +121,33 @@ def test_most_confident_mistakes_come_first(wrong: int, colour: tuple[int, ...],
     predicted[:wrong] = (truth[:wrong] + 1) % 12
     plot_mistakes(images, truth, predicted, probability, LONG, tmp_path / "a.png", "Mistakes")
     (figure,) = figures
-    assert f"{wrong} mistakes in 100 rows" in figure.get_suptitle()
-    tiles = tiles_of(figure)
+    more = ", the 24 most confident" if wrong == 60 else ""
+    assert figure.get_suptitle() == f"Mistakes: {wrong} mistakes in 100 rows{more}"
+    (axes,) = figure.axes
     worst = np.argsort(-probability[:wrong])[:24]
-    assert len(tiles) == len(worst)
-    boxes = []
-    for axes, row in zip(tiles, worst, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), images[row])
-        assert axes.get_title().endswith(f"probability {probability[row]:.1%}")
-        boxes.append(axes.title.get_window_extent())
-    for number, box in enumerate(boxes):
-        assert not any(box.overlaps(other) for other in boxes[number + 1 :])
-        assert not any(box.overlaps(axes.images[0].get_window_extent()) for axes in tiles)
+    for image, text, row in zip(axes.images, axes.texts, worst, strict=True):
+        np.testing.assert_array_equal(image.get_array(), images[row])
+        names = [LONG[k][:13] + "…" for k in (truth[row], predicted[row])]
+        assert text.get_text() == f"true: {names[0]}\npred.: {names[1]}\nprobability {probability[row]:.1%}"
+        below, box = image.get_window_extent(), text.get_window_extent()
+        assert 0 < box.y0 - below.y1 < 0.1 * figure.dpi  # the text is above its image
+        assert abs((box.x0 + box.x1) - (below.x0 + below.x1)) < 0.02 * figure.dpi
+    check_no_overlap(figure)
+    boxes = [artist.get_window_extent() for artist in (*axes.images, *axes.texts)]
+    assert not any(one.overlaps(two) for number, one in enumerate(boxes) for two in boxes[number + 1 :])
+
+
+@pytest.mark.parametrize("shape", [(5, 20), (20, 5), (40, 40)])
+def test_images_of_mistakes_keep_their_aspect_ratio(shape: tuple[int, int], figures: list[Any], tmp_path: Path) -> None:
+    images, truth = RNG.integers(0, 256, (7, *shape), np.uint8), np.zeros(7, int)
+    plot_mistakes(images, truth, truth + 1, np.full(7, 1.25), ["a", "b"], tmp_path / "a.png", "Mistakes", score="score")
+    (axes,) = figures[0].axes
+    for image in axes.images:
+        box = image.get_window_extent()
+        assert box.height / box.width == pytest.approx(shape[0] / shape[1])
+    assert {text.get_text() for text in axes.texts} == {"true: a\npred.: b\nscore 1.25"}
+    plot_mistakes(images[:1], truth[:1], truth[:1] + 1, np.ones(1), ["a", "b"], tmp_path / "b.png", "Mistakes")
+    assert figures[1].get_suptitle() == "Mistakes: 1 mistake in 1 rows"
 
 
 def test_equal_input_gives_identical_files(tmp_path: Path) -> None:

@@ -50,9 +50,9 @@ def test_table() -> None:
 
 
 def test_table_of_regression() -> None:
-    test = {"loss": 1e-7, "mse": 12345.6, "mae": 2.0, "r2": None}
+    test = {"loss": 1e-7, "mse": 4e8, "mae": 2.0, "rmse": 20000.6, "r2": None}
     table = result_table(make_result(test=test, validation=None, gflops=None, best_epoch=None))
-    expected = ["test loss           1e-07", "test mse            1.235e+04", "test mae            2", "test r2             -"]
+    expected = ["test loss           1e-07", "test R²             -", "test MAE            2", "test RMSE           2e+04"]
     assert table.splitlines()[2:6] == expected
     assert "best epoch          - of 28" in table
     assert "GFLOP/s             -" in table

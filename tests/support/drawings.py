@@ -10,7 +10,8 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from fastmlp.data.dataset import Dataset, load_data
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
 
 Pixels = npt.NDArray[np.uint8]
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import inspect
 import json
 import pickle
+import threading
 from typing import Any
 
 import numpy as np
@@ -18,7 +19,10 @@ from support.problems import problem
 
 import fastmlp
 from fastmlp import Adam, Cosine, Network, ReduceOnPlateau, Settings
+from fastmlp.engines.cpu.codegen import observer
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.training.loop import Loop
+from fastmlp.training.progress import COMPILING
 from fastmlp.training.result import mean_and_deviation
 
 X, Y = problem(60)
@@ -454,6 +458,24 @@ def test_the_parameters_of_a_model_are_read_only() -> None:
 
 
 # ------------------------------------------------------------------------------------------------ several seeds
+
+
+@pytest.mark.parametrize("progress", [True, False])
+def test_the_compilation_is_shown_with_the_progress(
+    progress: bool, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Kernels are compiled before the training, also before that of several seeds."""
+    compile_kernels = Loop.compile
+
+    def compile_anew(loop: Loop) -> None:
+        observer.notify()
+        compile_kernels(loop)
+
+    monkeypatch.setattr(Loop, "compile", compile_anew)
+    for seeds in (None, (1, 2)):
+        monkeypatch.setattr(observer, "announced", threading.Event())
+        fastmlp.train(Network(), (X, Y), seeds=seeds, progress=progress, **SHORT)
+        assert capsys.readouterr().err.count(f"{COMPILING}\n") == progress
 
 
 def test_several_seeds_are_trained_side_by_side() -> None:

@@ -23,7 +23,8 @@ import pytest
 from rich.progress_bar import ProgressBar  # not in a test: importing rich draws from `random`
 from support.processes import ROOT
 
-from fastmlp.training.progress import Progress, make_progress
+from fastmlp.engines.cpu.codegen import observer
+from fastmlp.training.progress import COMPILING, Progress, make_progress
 
 HIDE, SHOW = "\x1b[?25l", "\x1b[?25h"
 
@@ -119,6 +120,17 @@ def test_lines_one_per_epoch() -> None:
     assert "\r" not in stream.getvalue()
 
 
+def test_lines_show_the_patience_before_the_speed_and_the_time_left() -> None:
+    stream = io.StringIO()
+    progress = make_progress(stream, epochs=200)
+    progress.epoch_done(row(7, patience=(3, 10), val_accuracy=None))
+    progress.epoch_done(row(8, patience=(4, 10)))  # too long with the speed
+    assert stream.getvalue().splitlines() == [
+        "epoch 7/200  loss 0.5123  accuracy 0.8300  val loss 0.49  patience 3/10  412k rows/s  1 min 17 s left at most",
+        "epoch 8/200  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  patience 4/10  1 min 17 s left at most",
+    ]
+
+
 def test_line_omits_absent_metrics_and_at_the_end_the_time_left() -> None:
     stream = io.StringIO()
     progress = make_progress(stream, epochs=2)
@@ -144,9 +156,10 @@ def test_time_left_follows_the_last_five_epochs() -> None:
 @pytest.mark.parametrize("loss", [0.5, 1.234567e-30, 9.9999e30, -1.2345e-300, float("inf")])
 @pytest.mark.parametrize("epochs", [200, 10**6])
 @pytest.mark.parametrize("seconds", [0.01, 86399.0, 1e9])
-def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float) -> None:
+@pytest.mark.parametrize("patience", [{}, {"patience": (10, 10)}, {"patience": (499_999, 500_000)}])
+def test_line_is_never_longer_than_120(loss: float, epochs: int, seconds: float, patience: dict[str, Any]) -> None:
     stream = io.StringIO()
-    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6)
+    metrics = row(epochs // 2 + 1, loss=loss, val_loss=loss, seconds=seconds, rows_per_second=999.4e6, **patience)
     make_progress(stream, epochs=epochs).epoch_done(metrics)
     line = stream.getvalue()
     assert line.endswith("\n")
@@ -182,6 +195,18 @@ def test_terminal_shows_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
     assert last[1] == "loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert text.index(HIDE) < text.index(SHOW)
     assert text.endswith(SHOW)
+
+
+def test_terminal_shows_the_patience_beside_the_bar(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=40, clock=clock) as progress:
+            progress.epoch_done(row(7, patience=(3, 10)))
+            clock.now += 1
+            progress.update(8, 6000, 48000, 0.25, 0.875, 4e5)  # shows the patience after the last epoch
+        shown = visible(screen.text()).rstrip().splitlines()
+    assert any(re.fullmatch(r"epoch 8/40 [━╸╺]+ 18% patience 3/10 \d+ s left at most", line.strip()) for line in shown)
+    assert shown[-1] == "loss 0.25  accuracy 0.8750  val loss 0.49  val accuracy 0.8425  400k rows/s"
 
 
 def test_bar_shows_no_time_left_after_an_early_stop(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -241,6 +266,48 @@ def test_a_command_in_a_notebook_gets_lines(monkeypatch: pytest.MonkeyPatch) -> 
     assert "\x1b" not in text
 
 
+def compile_kernels(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Report the compilation of two kernels, as in a process that has not compiled any yet."""
+    monkeypatch.setattr(observer, "announced", threading.Event())
+    observer.notify()
+    observer.notify()
+
+
+def test_lines_report_the_compilation_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    stream, quiet = io.StringIO(), io.StringIO()
+    with make_progress(quiet, quiet=True, epochs=2):
+        compile_kernels(monkeypatch)
+    with make_progress(stream, epochs=2) as progress:
+        compile_kernels(monkeypatch)
+        progress.epoch_done({"epoch": 2, "loss": 0.5})
+    compile_kernels(monkeypatch)
+    assert (stream.getvalue(), quiet.getvalue()) == (f"{COMPILING}\nepoch 2/2  loss 0.5\n", "")
+
+
+def test_terminal_shows_the_compilation_until_the_training_starts(monkeypatch: pytest.MonkeyPatch) -> None:
+    clock = Clock()
+    with terminal(monkeypatch) as screen:
+        with make_progress(screen.stream, epochs=4, clock=clock) as progress:
+            compile_kernels(monkeypatch)
+            clock.now += 1
+            progress.update(1, 6000, 48000, 0.25, 0.875, 4e5)
+        compile_kernels(monkeypatch)
+        lines = visible(screen.text()).rstrip().splitlines()
+    assert lines.count(COMPILING) == 1
+    assert [line for line in lines if not line.startswith("epoch")][-1] == "loss 0.25  accuracy 0.8750  400k rows/s"
+
+
+def test_notebook_shows_the_compilation(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with make_progress(epochs=4, clock=clock) as progress:
+        compile_kernels(monkeypatch)
+        assert COMPILING in cell.outputs[0]["text/html"]
+        clock.now += 1
+        progress.update(1, 6000, 48000, 0.25, 0.875, 4e5)
+        assert COMPILING not in cell.outputs[0]["text/html"]
+    assert capsys.readouterr() == ("", "")
+
+
 class Cell:
     """Replacement for `IPython.display.display` that records the outputs of a notebook cell, and is also their handle."""
 
@@ -291,6 +358,15 @@ def test_notebook_shows_one_bar(monkeypatch: pytest.MonkeyPatch, shell: object, 
     assert last["text/plain"] == "epoch 4/4  loss 0.5123  accuracy 0.8300  val loss 0.49  val accuracy 0.8425  412k rows/s"
     assert 'value="4.000"' in last["text/html"] and "100%<br>loss 0.5123&ensp;accuracy" in last["text/html"]
     assert capsys.readouterr() == ("", "")
+
+
+def test_notebook_shows_the_patience(monkeypatch: pytest.MonkeyPatch) -> None:
+    cell, clock = ipython(monkeypatch, KERNELS[0]), Clock()
+    with make_progress(epochs=4, clock=clock) as progress:
+        clock.now += 1
+        progress.epoch_done(row(3, patience=(2, 10)))
+        assert "75% patience 2/10 1 s left at most<br>loss 0.5123&ensp;" in cell.outputs[0]["text/html"]
+    assert cell.outputs[0]["text/plain"].endswith("val accuracy 0.8425  patience 2/10  412k rows/s")
 
 
 def test_notebook_is_updated_ten_times_a_second_at_most(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -402,6 +402,21 @@ def test_progress_is_updated_after_every_chunk(monkeypatch: pytest.MonkeyPatch) 
         assert rows_per_second > 0
 
 
+def test_progress_gets_the_patience_but_the_history_does_not() -> None:
+    x, y = problem(60)
+    progress = RecordedProgress()
+    pair, settings = (x, y), set_up(epochs=40, patience=3)
+    training = train(NETWORK, pair, (x[:20], y[:20][::-1]), settings=settings, progress=progress, scaling=None)
+    assert training.stopped == "patience"
+    best, waited = np.inf, []
+    for log in training.history:
+        waited.append(0 if log["val_loss"] < best else waited[-1] + 1)
+        best = min(best, log["val_loss"])
+    assert [row.pop("patience") for row in progress.rows] == [(epochs, 3) for epochs in waited]
+    assert progress.rows == training.history
+    assert "patience" not in training.history
+
+
 def test_an_error_in_a_callback_propagates_and_the_engine_is_closed(recorders: list[Recorder]) -> None:
     def callback(row: dict[str, Any], engine: Engine) -> None:
         raise ZeroDivisionError("mine")

@@ -60,6 +60,8 @@ def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int, min_
     )
     assert (training.best_epoch, len(training.history)) == (best, last)
     assert training.stopped == ("epochs" if not patience or last - best < patience else "patience")
+    reason = "early stopping" if training.stopped == "patience" else "maximum number of epochs reached"
+    assert training.end == f"{reason} at epoch {last} (best epoch {best})"
     assert same_bits(training.model.parameters, keeper.parameters[best - 1])
     assert same_bits(training.state.parameters, keeper.parameters[-1])
     assert not same_bits(training.model.parameters, training.state.parameters)

@@ -17,13 +17,13 @@ from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.features.extraction import Extracted, Tools, extract_run, picture_names
-from fastmlp.experiments.features.pictures import draw_extraction, pictures_of
-from fastmlp.experiments.folder import RESULT_NAME, check_free, read_result
+from fastmlp.experiments.features.pictures import draw_extraction, images_of
+from fastmlp.experiments.folder import check_free
+from fastmlp.experiments.mistakes import MISTAKES_PICTURE
 from fastmlp.experiments.plan import Say
 from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.training_run import RunResult, run_training
 from fastmlp.models.model import load
-from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.images import plot_mistakes
 from fastmlp.training.settings import check_settings
 
@@ -93,8 +93,7 @@ def draw_finished(
 
 def chain_picture_names(splits: Collection[str]) -> list[str]:
     """Return the file names of the figures that `draw_chain` plots for the given splits."""
-    mistakes = ["mistakes.png"] if "test" in splits else []
-    return [*picture_names(splits), *(f"confusion-{name}.png" for name in splits), *mistakes]
+    return [*picture_names(splits), *([MISTAKES_PICTURE] if "test" in splits else [])]
 
 
 def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
@@ -117,19 +116,15 @@ def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
 
 
 def draw_chain(found: Extracted, folder: Path) -> None:
-    """Plot the figures of the extraction, the confusion matrices, and the most confident mistakes, into the run folder."""
+    """Plot the figures of the extraction, and the images that the MLP gets wrong, into the run folder."""
     draw_extraction(found, folder)
-    result, model, data = read_result(folder / RESULT_NAME), load(folder), found.data
+    model, data = load(folder), found.data
     assert data is not None
-    for name in ("train", "validation", "test"):
-        if result[name] is not None:
-            title = f"MLP on features, {name}"
-            plot_confusion(result[name]["confusion"], model.classes, folder / f"confusion-{name}.png", title)
     if data.x_test is None or data.y_test is None:
         return
     probabilities = model.predict_proba(data.x_test)
     predicted = probabilities.argmax(axis=1)
     sure = probabilities[np.arange(len(predicted)), predicted]
-    images = pictures_of(found.job, np.asarray(split(found.job.images, **found.job.config.split_sizes())["test"].x[:]))
-    title = "MLP on features, test: the most confident mistakes"
-    plot_mistakes(images, data.y_test, predicted, sure, model.classes, folder / "mistakes.png", title)
+    images = images_of(found.job, split(found.job.images, **found.job.config.split_sizes())["test"].x)
+    title = "MLP on features, test split"
+    plot_mistakes(images, data.y_test, predicted, sure, model.classes, folder / MISTAKES_PICTURE, title)

@@ -3,21 +3,19 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
+from fastmlp.data.rows import Features
 from fastmlp.data.splits import split, split_names
 from fastmlp.experiments.features.extraction import Extracted, ExtractJob, picture_names
+from fastmlp.experiments.mistakes import ImageRows
 from fastmlp.experiments.plan import Say
 from fastmlp.files import file_errors
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.curves import plot_curves
 from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection
-
-Array = npt.NDArray[Any]
 
 
 def draw_missing(found: Extracted, folder: Path | None, say: Say) -> None:
@@ -62,30 +60,22 @@ def draw_extraction(found: Extracted, folder: Path) -> None:
     plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
     for name, figures in made.figures.items():
         counts = classification_metrics(splits[name].y, figures.predicted, classes)["confusion"]
-        plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name}")
+        plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name} split")
     shown = "test" if "test" in splits else "validation" if "validation" in splits else "train"
     pixels, truth = splits[shown].x, splits[shown].y
-    one = np.asarray(pixels[:1])
+    images = images_of(job, pixels)
     plot_filters(made.extractor.first_filters(), folder / "filters.png", "Filters of the first layer")
-    plot_maps(pictures_of(job, one)[0], made.extractor.first_maps(one), folder / "maps.png", "Maps of the first layer")
+    maps = made.extractor.first_maps(np.asarray(pixels[:1]))
+    plot_maps(images[0], maps, folder / "maps.png", "Maps of the first layer")
     if data.x_test is not None and data.y_test is not None:
         plot_projection(data.x_test, data.y_test, classes, folder / "projection.png", "Features of the test split")
     else:
         plot_projection(data.x, data.y, classes, folder / "projection.png", "Features")
-    figures, title = made.figures[shown], f"CNN alone, {shown}: the most confident mistakes"
-    images = pictures_of(job, np.asarray(pixels[:]))
+    figures, title = made.figures[shown], f"CNN alone, {shown} split"
     plot_mistakes(images, truth, figures.predicted, figures.probability, classes, folder / "cnn-mistakes.png", title)
 
 
-def pictures_of(job: ExtractJob, pixels: Array) -> Array:
-    """Reshape rows of pixels to uint8 images, shape (n, height, width) or (n, height, width, 3).
-
-    Pixels of other dtypes are scaled linearly to the range from 0 to 255.
-    """
-    shape = job.images.image_shape
-    assert shape is not None
-    images = pixels.reshape(len(pixels), *shape)
-    if images.dtype != np.uint8:
-        low, high = float(job.images.x.min()), float(job.images.x.max())
-        images = ((images - low) * (255 / max(high - low, 1e-30))).clip(0, 255).astype(np.uint8)
-    return images if shape[2] == 3 else images[..., 0]
+def images_of(job: ExtractJob, pixels: Features) -> ImageRows:
+    """Return rows of pixels as images."""
+    assert job.images.image_shape is not None
+    return ImageRows(pixels, job.images.image_shape, job.images.x)

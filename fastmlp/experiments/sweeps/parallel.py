@@ -7,6 +7,7 @@ from contextlib import ExitStack
 from pathlib import Path
 from typing import NamedTuple
 
+from fastmlp.engines.cpu.codegen.observer import observer
 from fastmlp.errors import WriteError
 from fastmlp.experiments.folder import CONFIG_NAME, locked, removed_if_empty
 from fastmlp.experiments.plan import RunPlan, Say
@@ -15,7 +16,7 @@ from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, resumed_from, start_for
 from fastmlp.experiments.training_run import periodic_saver
 from fastmlp.training.many import ManyInterrupted, Result, train_tasks
-from fastmlp.training.progress import make_progress
+from fastmlp.training.progress import COMPILING, make_progress
 from fastmlp.training.result import TrainResult
 
 
@@ -75,7 +76,7 @@ def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume
             failed.append(unwritten)
             say(f"{name}: {unwritten}")
 
-    with make_progress(quiet=True, epochs=1) as silent:
+    with make_progress(quiet=True, epochs=1) as silent, observer(lambda: say(COMPILING)):
         recorders = [Recorder(silent, run.folder) for run in runs]
         callbacks = [[periodic_saver(run.plan, run.folder)] for run in runs]
         tasks = [run.plan.task for run in runs]

@@ -18,10 +18,11 @@ from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import converted, read_lines, write_json
+from fastmlp.reports.text import SHOWN_METRICS
 from fastmlp.training.result import mean_and_deviation
 
 SEEDS_NAME = "seeds.json"
-METRICS = ("loss", "accuracy", "mse", "mae", "r2")  # metrics of a split that are summarized, those that it has
+METRICS = ("loss", "accuracy", "mse", "mae", "rmse", "r2")  # metrics of a split that are summarized, those that it has
 
 
 class SeedsResult(NamedTuple):
@@ -140,8 +141,8 @@ def seeds_text(result: Mapping[str, Any]) -> str:
     mean ± std              1 ± 0.71   0.9 ± 0
     """
     splits = [split for split in ("validation", "test") if split in result] or ["train"]
-    columns = [(split, key) for split in splits for key in result[split]]
-    header = ["seed", "best epoch", *(f"{split} {key}" for split, key in columns)]
+    columns = [(split, key) for split in splits for key in result[split] if key in SHOWN_METRICS]
+    header = ["seed", "best epoch", *(f"{split} {SHOWN_METRICS[key][0]}" for split, key in columns)]
     lines = [header]
     for run in result["runs"]:
         lines.append([str(run["seed"]), str(run["best_epoch"]), *(f"{run[split][key]:.4g}" for split, key in columns)])

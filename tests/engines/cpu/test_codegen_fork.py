@@ -14,7 +14,7 @@ import pytest
 from numba.core.compiler_lock import global_compiler_lock
 from support.cpu import PATIENCE, run_script
 
-from fastmlp.engines.cpu.codegen import fork
+from fastmlp.engines.cpu.codegen import fork, observer
 from fastmlp.engines.cpu.codegen.compiler import cached
 from fastmlp.engines.cpu.codegen.fork import compiled_in_fork
 
@@ -94,6 +94,21 @@ def test_another_process_compiles(kernel: Any, children: list[int]) -> None:
     assert not kernel.overloads
     assert kernel(3) == 4
     assert (kernel._cache.hits, kernel._cache.misses) == (1, 0)
+
+
+def test_the_child_does_not_report_its_compilation(
+    kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(observer, "announced", threading.Event())
+
+    def report() -> None:
+        with (tmp_path / "reports.txt").open("a") as file:
+            file.write(f"{os.getpid()}\n")
+
+    with observer.observer(report), compiled_in_fork(kernel, (3,)) as forked:
+        assert forked
+    assert len(children) == 1
+    assert (tmp_path / "reports.txt").read_text() == f"{os.getpid()}\n"
 
 
 def test_nobody_is_forked_for_a_kernel_that_is_there(kernel: Any, children: list[int]) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import re
 import signal
 from pathlib import Path
 from typing import Any
@@ -389,6 +390,6 @@ def test_ctrl_c_leaves_the_best_weights_checkpoints_and_the_process(
     monkeypatch.setattr("fastmlp.engines.cuda.engine.default_runtime", Interrupted)
     result = call("train", "--backend", "cuda", *flags, "--out", tmp_path / "a")
     assert result.exit_code == 130
-    assert "(interrupted), best epoch" in result.stderr
+    assert re.search(r"\ninterrupted at epoch (\d) \(best epoch \1\): ", result.stderr)
     assert load(tmp_path / "a", backend="numpy").network.sizes == (6, 8, 3)
     check_what_is_left(tmp_path / "a", flags)

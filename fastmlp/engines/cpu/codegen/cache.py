@@ -22,6 +22,7 @@ import platform
 from pathlib import Path
 from typing import Any
 
+from fastmlp.engines.cpu.codegen.observer import notify
 from fastmlp.engines.kernel_cache import cache_folder, read_entry, sources_hash, write_entry
 
 # Folders and files whose sources affect a kernel; a test compares them with the imports of the kernels.
@@ -77,6 +78,7 @@ class KernelCache:
         body = read_entry(self.file(signature, target_context.codegen()))
         if body is None:
             self.misses += 1
+            notify()
             return None
         self.hits += 1
         return CompileResult._rebuild(target_context, *pickle.loads(body))  # noqa: S301 - see the module docstring

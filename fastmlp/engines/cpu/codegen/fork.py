@@ -22,6 +22,7 @@ from typing import Any, NoReturn
 
 from numba.core.compiler_lock import global_compiler_lock
 
+from fastmlp.engines.cpu.codegen.observer import notify
 from fastmlp.engines.interrupts import ENDING
 from fastmlp.engines.kernel_cache import can_keep
 
@@ -50,6 +51,7 @@ def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
         and not file.exists()
         and can_keep(file.parent)
     ):
+        notify()  # before the fork, so that the child does not notify again
         child = forked(kernel, signature)
     deadline = 0.0
     try:
