@@ -18,19 +18,6 @@ from fastmlp.files import json_bytes
 Prediction = dict[str, Any]
 # Inputs with these suffixes have rows; others are single images.
 FILES_OF_ROWS = (".csv", ".tsv", ".tab", ".txt", ".data", ".gz", ".parquet", ".pq", ".npz", ".npy", ".safetensors", ".pt")
-    ".csv",
-    ".tsv",
-    ".tab",
-    ".txt",
-    ".data",
-    ".gz",
-    ".parquet",
-    ".pq",
-    ".npz",
-    ".npy",
-    ".safetensors",
-    ".pt",
-)  # other inputs are single images
 
 
 def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
