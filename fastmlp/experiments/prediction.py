@@ -43,10 +43,10 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     Parameters
     ----------
     path : run folder, or model file
-    inputs : image files (`images.load_images` converts them), .csv files, and .npz files with an array x; folders of images,
-        and glob patterns, see `inputs.find_files`. A .csv file
-        contains only the features, or an additional first column with labels, which is ignored. Without labels, the first
-        line is a header if none of its cells is a number; with labels, `csv_table.read_csv` reads the file.
+    inputs : image files (`images.load_images` converts them), .csv files, and .npz files with an array x; folders of images
+        and patterns, see `inputs.find_files`. A .csv file contains only the features, or an additional first column with
+        labels, which is ignored. Without labels, the first line is a header if none of its cells is a number; with labels,
+        `csv_table.read_csv` reads the file.
     top : number of classes to return per row, in descending order of probability; None returns all classes
     backend, threads : see `engines.make_engine`; a backend of None means "auto"
     open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
