@@ -280,6 +280,16 @@ def test_folders_need_a_model_of_images(tmp_path: Path) -> None:
     assert len(ok("predict", tmp_path / "run", tmp_path / "a.npz").stdout.splitlines()) == 40
 
 
+def test_image_files_need_one_or_three_channels(tmp_path: Path) -> None:
+    x = np.random.default_rng(0).integers(0, 256, (40, 4, 4, 2), np.uint8)
+    np.savez(tmp_path / "a.npz", x=x, y=np.arange(40) % 2)
+    ok("train", "--data", tmp_path / "a.npz", *SMALL, "--epochs", "1", "--out", tmp_path / "run")
+    path = save(tmp_path / "a.png", framed_digit(1))
+    assert "(4, 4, 2); it must be (height, width, 1 or 3)" in refused(3, "predict", tmp_path / "run", path)
+    assert "(4, 4, 2); it must be" in refused(3, "predict", tmp_path / "run", tmp_path / "a.npz", "--center")
+    assert len(ok("predict", tmp_path / "run", tmp_path / "a.npz").stdout.splitlines()) == 40
+
+
 # ------------------------------------------------------------------------------------------------ unreadable files
 
 

@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, inverted, is_opposite
-from fastmlp.data.readers.images import BadImages, fit, images_in, read_image, skipped_note, unless_bad
+from fastmlp.data.readers.images import BadImages, check_image_shape, fit, images_in, read_image, skipped_note, unless_bad
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.names import canonical_name
@@ -65,6 +65,7 @@ class ImageInputs:
     Raises
     ------
     ConfigError : images are to be centered, but the polarity of the training images is unknown
+    DataError : images are to be centered, but do not have 1 or 3 channels
     """
 
     image_shape: tuple[int, int, int]
@@ -76,7 +77,10 @@ class ImageInputs:
     bad: BadImages = field(default_factory=dict, init=False)
 
     def __post_init__(self) -> None:
-        if not self.options.center or (self.stats is not None and self.stats.polarity is not None):
+        if not self.options.center:
+            return
+        check_image_shape(self.image_shape)
+        if self.stats is not None and self.stats.polarity is not None:
             return
         if self.stats is None:
             reason = "the model has no statistics of them; train it again, on images of type uint8, or leave center out"
@@ -89,8 +93,9 @@ class ImageInputs:
 
         Raises
         ------
-        DataError : the image cannot be read
+        DataError : the image cannot be read, or the model takes images with other than 1 and 3 channels
         """
+        check_image_shape(self.image_shape)
         skipped = self.bad if self.options.skip_bad else None
         image = unless_bad(lambda path: read_image(path, self.image_shape[2]), file, skipped)
         if image is None:

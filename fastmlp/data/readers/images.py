@@ -134,9 +134,14 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     files = [Path(path) for path in paths]
     if not files:
         raise DataError("no image given; give at least one file")
+    check_image_shape(image_shape)
+    return _stack(files, image_shape, None)[0]
+
+
+def check_image_shape(image_shape: tuple[int, int, int]) -> None:
+    """Raise DataError if image files cannot be converted to this shape."""
     if len(image_shape) != 3 or image_shape[2] not in (1, 3):
         raise DataError(f"images cannot be converted to shape {image_shape}; it must be (height, width, 1 or 3)")
-    return _stack(files, image_shape, None)[0]
 
 
 def read_image(path: Path, channels: int) -> PillowImage:
