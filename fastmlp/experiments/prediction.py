@@ -38,53 +38,46 @@ def predict_files(  # noqa: PLR0913 - the options of a command
 ) -> list[Prediction]:
     """Predict every row of the given files.
 
-        Parameters
-        ----------
-        path : run folder, or model file
-    <<<<<<< HEAD
-        inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x; folders of images, and
-            glob patterns, see `inputs.find_files`. The columns of a table are matched by the names of the columns that the model
-            was trained on, and other columns are ignored
-    =======
-        inputs : image files (`images.load_images` converts them), .csv files, and .npz files with an array x; folders of images
-            and patterns, see `inputs.find_files`. A .csv file contains only the features, or an additional first column with
-            labels, which is ignored. Without labels, the first line is a header if none of its cells is a number; with labels,
-            `csv_table.read_csv` reads the file.
-    >>>>>>> h-images
-        top : number of classes to return per row, in descending order of probability; None returns all classes
-        backend, threads : see `engines.make_engine`; a backend of None means "auto"
-        open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
-            extractor is applied to images, and to rows with as many columns as an image has pixels
-        images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
-            `ImageOptions`. Arrays of type uint8 in .npz files count as images if they have as many columns as an image has pixels
-        show : PNG file to which the converted images and their predictions are plotted
-        say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
+    Parameters
+    ----------
+    path : run folder, or model file
+    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x; folders of images, and
+        glob patterns, see `inputs.find_files`. The columns of a table are matched by the names of the columns that the model
+        was trained on, and other columns are ignored
+    top : number of classes to return per row, in descending order of probability; None returns all classes
+    backend, threads : see `engines.make_engine`; a backend of None means "auto"
+    open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
+        extractor is applied to images, and to rows with as many columns as an image has pixels
+    images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
+        `ImageOptions`. Arrays of type uint8 in .npz files count as images if they have as many columns as an image has pixels
+    show : PNG file to which the converted images and their predictions are plotted
+    say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
 
-        Returns
-        -------
-        list : one dict per row. Its keys are "input" and "row" (the number of the row in its file, starting at 1), and for
-            classification also "label", "probability" and "probabilities" (a dict from class name to probability, in descending
-            order). The last two are called "score" and "scores" if the output function is not softmax. For regression, the
-            additional key is "values". A row of a table with missing values, if the model was trained without such rows, has the
-            label "" and no probabilities, or no values
+    Returns
+    -------
+    list : one dict per row. Its keys are "input" and "row" (the number of the row in its file, starting at 1), and for
+        classification also "label", "probability" and "probabilities" (a dict from class name to probability, in descending
+        order). The last two are called "score" and "scores" if the output function is not softmax. For regression, the
+        additional key is "values". A row of a table with missing values, if the model was trained without such rows, has the
+        label "" and no probabilities, or no values
 
-        Raises
-        ------
-        ConfigError : an option is for images, but the model or a file is not
-        DataError : a file is missing or damaged, or does not fit the model; or a folder or a pattern stands for no files
+    Raises
+    ------
+    ConfigError : an option is for images, but the model or a file is not
+    DataError : a file is missing or damaged, or does not fit the model; or a folder or a pattern stands for no files
 
-        Examples
-        --------
-        >>> import tempfile
-        >>> from fastmlp import Network
-        >>> network = Network((2, 2))
-        >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
-        >>> with tempfile.TemporaryDirectory() as folder:
-        ...     model.save(f"{folder}/model.safetensors")
-        ...     np.savez(f"{folder}/new.npz", x=np.zeros((1, 2), np.float32))
-        ...     (found,) = predict_files(f"{folder}/model.safetensors", [f"{folder}/new.npz"], backend="numpy")
-        >>> found["row"], found["label"], found["probabilities"]
-        (1, 'no', {'no': 0.5, 'yes': 0.5})
+    Examples
+    --------
+    >>> import tempfile
+    >>> from fastmlp import Network
+    >>> network = Network((2, 2))
+    >>> model = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    >>> with tempfile.TemporaryDirectory() as folder:
+    ...     model.save(f"{folder}/model.safetensors")
+    ...     np.savez(f"{folder}/new.npz", x=np.zeros((1, 2), np.float32))
+    ...     (found,) = predict_files(f"{folder}/model.safetensors", [f"{folder}/new.npz"], backend="numpy")
+    >>> found["row"], found["label"], found["probabilities"]
+    (1, 'no', {'no': 0.5, 'yes': 0.5})
     """
     model = load(path, backend=backend or "auto", threads=threads)
     converter = image_inputs(model, images or ImageOptions(), show)

@@ -199,7 +199,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     data = table("classification")
     trained(data, tmp_path / "run")
     other = replace(data, x=data.x[::-1].copy(), y=data.y[::-1].copy(), source_rows=None)
-    monkeypatch.setattr(evaluation, "load_data", lambda source, *_, **__: other if source == "other.csv" else data)
+    monkeypatch.setattr(evaluation, "load_source", lambda source: other if source.name == "other.csv" else data)
     return tmp_path
 
 
@@ -241,7 +241,7 @@ def test_evaluate_draws_images_and_refuses_a_table_of_them(
 ) -> None:
     data = images()
     trained(data, tmp_path / "run")
-    monkeypatch.setattr(evaluation, "load_data", lambda *_, **__: data)
+    monkeypatch.setattr(evaluation, "load_source", lambda source: data)
     result = evaluate_run(tmp_path / "run", split="train", mistakes=tmp_path / "train.png")
     (_, (pictures, truth, predicted, *_, path, title, _)) = drawn
     assert (path, title) == (tmp_path / "train.png", "pictures, train split")
