@@ -282,7 +282,7 @@ def check_labels(
     Parameters
     ----------
     values : labels, (n,) or (n, 1): whole numbers, Booleans or strings; or one-hot rows, (n, k)
-    names : names of the classes, so that numbers are class numbers; if empty, the classes are the values that occur
+    names : names of the classes, of which integer labels are indices; if empty, the classes are the values that occur
     location : source of the labels, for error messages
     encoder : encoder of the training labels, for labels of the test set
 
@@ -319,7 +319,7 @@ def check_labels(
 def label_encoder(labels: Array, names: tuple[str, ...]) -> LabelEncoder:
     """Return the encoder of labels: to the index of their name, or their rank among the labels if there are no names.
 
-    Numbers are the indices of names.
+    If there are names, integer labels are indices into them.
     """
     if not names:
         return LabelEncoder(np.unique(labels))
@@ -329,6 +329,10 @@ def label_encoder(labels: Array, names: tuple[str, ...]) -> LabelEncoder:
 def _plain_labels(array: Array, location: SourceLocation) -> Array:
     """Return labels (n,) of any dtype as numbers, Booleans or strings."""
     if array.dtype.kind == "O":  # some are strings
+        other = [row for row, label in enumerate(array) if not isinstance(label, str)]
+        if other:
+            value = array[other[0]]
+            raise DataError(f"{location.row(other[0])}: label {value!r} is not a string, but other labels are; make them equal")
         array = array.astype(str)
     if array.dtype.kind == "S":
         try:
@@ -336,7 +340,7 @@ def _plain_labels(array: Array, location: SourceLocation) -> Array:
         except UnicodeDecodeError as error:
             raise DataError(f"{location.text}: a label is not text in UTF-8; save the labels as strings") from error
     if array.dtype.kind not in "buifU":
-        raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be whole numbers or strings")
+        raise DataError(f"{location.text}: the labels have dtype {array.dtype}; they must be integers or strings")
     return array
 
 
@@ -347,9 +351,9 @@ def _whole(array: Array, location: SourceLocation, classes: int) -> Array:
         good &= (array >= 0) & (array < classes)
     if not good.all():
         row = int(good.argmin())
-        needed = f"a whole number in 0..{classes - 1}" if classes else "a whole number"
+        needed = f"an integer from 0 to {classes - 1}" if classes else "an integer"
         remedy = "correct it, or for regression use task 'regression'"
-        raise DataError(f"{location.row(row)}: label {array[row]} is not {needed}; {remedy}")
+        raise DataError(f"{location.row(row)}: label {array[row]} is not {needed}; {remedy}", settings=("task",))
     return array.astype(np.int64) if array.dtype.kind == "f" or array.max() <= np.iinfo(np.int64).max else array
 
 

@@ -187,9 +187,9 @@ def _task(arrays: RawArrays, task: str | None, location: SourceLocation) -> tupl
     if task is None:
         task = "classification" if arrays.classes is not None else infer_task(y)
         if task == "regression":
-            return task, [f"{location.text}: numbers that are no class labels; the task is regression"]
+            return task, [f"{location.text}: numbers that are not class labels; the task is regression"]
     one_hot = task == "classification" and is_one_hot(y)
-    return task, [f"{location.text}: one-hot rows, which are labels of {y.shape[1]} classes"] if one_hot else []
+    return task, [f"{location.text}: one-hot encoded labels of {y.shape[1]} classes"] if one_hot else []
 
 
 def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, SourceLocation]) -> dict[str, Any]:

@@ -12,11 +12,11 @@ import numpy.typing as npt
 
 from fastmlp.errors import DataError, unknown_name
 
-MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct whole numbers are class labels
+MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct integer values are class labels
 
 
 def is_one_hot(y: npt.NDArray[Any]) -> bool:
-    """Return whether y is a matrix (n, k), k >= 2, whose rows contain one 1 and otherwise 0."""
+    """Return whether y is a matrix (n, k), k >= 2, each row of which contains a single 1 and zeros elsewhere."""
     if y.ndim != 2 or y.shape[1] < 2 or y.dtype.kind not in "buif":
         return False
     return bool(((y == 0) | (y == 1)).all() and (y.sum(axis=1) == 1).all())
@@ -25,8 +25,8 @@ def is_one_hot(y: npt.NDArray[Any]) -> bool:
 def infer_task(y: npt.NDArray[Any]) -> str:
     """Return the task for targets: "classification" for class labels, "regression" for other numbers.
 
-    Class labels are strings, Booleans, one-hot rows, at most 20 distinct whole numbers, and integers of which at most half are
-    distinct.
+    Class labels are strings, Booleans, one-hot rows, integer values with at most 20 distinct ones, and values of an integer
+    dtype with at most n/2 distinct ones.
 
     >>> infer_task(np.array([1.0, 2.0])), infer_task(np.array([0.5, 2.0])), infer_task(np.array(["a", "b"]))
     ('classification', 'regression', 'classification')

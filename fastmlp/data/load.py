@@ -31,7 +31,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     task: str | None = None,
     weight: str | None = None,
     target: str | int | None = None,
-    drop: Sequence[str] = (),
+    drop: str | int | Sequence[str | int] = (),
     missing: str | None = None,
     delimiter: str | None = None,
     header: bool | None = None,
@@ -50,20 +50,21 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     task : "classification" if the targets are class labels, "regression" if they are numbers; None to infer it
     weight : name of the column of a table, or of the array, with the sample weights of the training rows; it is not a
         feature. None for equal weights
-    target : for tables, the name of the target column, its number from 1, "first" or "last"; None to find it, by the rules in
-        docs/tables.md
-    drop : for tables, names or numbers of columns that are not features
-    missing : for tables, what is done about missing values: "drop" leaves rows out, "mean" and "median" replace the values in
-        columns of numbers; None makes them an error
-    delimiter : for tables, the character between two cells, or "tab"; None to find it
-    header : for tables, whether the first row has the names of the columns; None to find out
+    target : for tables, the name of the target column, its number from 1, "first" or "last"; a name takes precedence. None to
+        choose it by the rules in docs/tables.md
+    drop : for tables, names or numbers of columns to exclude from the features
+    missing : for tables, how missing values are handled: "drop" drops their rows, and "mean" and "median" replace them in
+        columns of numbers; with None, they are an error
+    delimiter : for tables, the character between two cells, or "tab"; None to detect it
+    header : for tables, whether the first row contains the names of the columns; None to detect it
     skip_bad : whether unreadable files of an image folder are left out
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
     ------
     ConfigError : unknown task, invalid image_size, or a setting that does not apply to this source
-    DataError : unknown name, missing path, or damaged data
+    DataError : unknown name, missing path, or damaged data; or a table whose target is not clear, with missing values, or with
+        too many categories
     UnavailableError : a file is missing and cannot be downloaded
 
     Examples
@@ -73,7 +74,8 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     ((1797, 784), dtype('uint8'), 10, (28, 28, 1))
     """
     column = None if target is None else str(target)
-    table = TableOptions(column, tuple(map(str, drop)), missing, task, weight, delimiter, header)
+    dropped = (drop,) if isinstance(drop, str | int) else drop
+    table = TableOptions(column, tuple(map(str, dropped)), missing, task, weight, delimiter, header)
     return load_source(Source(str(source), data_dir, image_size, table, progress, skip_bad))
 
 

@@ -200,7 +200,7 @@ def test_one_hot_rows_are_told_and_keep_classes_that_do_not_occur() -> None:
     data = check_dataset(RawArrays(X[:2], np.eye(10)[[3, 7]]))
     assert data.classes == tuple("0123456789")
     assert data.y.tolist() == [3, 7]
-    assert data.notes == ("y: one-hot rows, which are labels of 10 classes",)
+    assert data.notes == ("y: one-hot encoded labels of 10 classes",)
 
 
 def test_test_labels_are_numbered_like_the_training_labels() -> None:
@@ -240,7 +240,7 @@ def test_task(kind: str) -> None:
 
 def test_a_given_task_is_used() -> None:
     assert check_dataset(RawArrays(X, Y), task="regression").y.tolist() == Y[:, None].tolist()
-    assert "label 0.5 is not a whole number" in message(check_dataset, RawArrays(X, Y / 2), task="classification")
+    assert "label 0.5 is not an integer" in message(check_dataset, RawArrays(X, Y / 2), task="classification")
 
 
 # ------------------------------------------------------------------------------------------------ dtypes and layouts

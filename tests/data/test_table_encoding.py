@@ -58,7 +58,7 @@ def test_a_column_has_at_most_100_texts(file: Path, count: int) -> None:
     if count == 100:
         assert load_data(file).x.shape == (100, 100)
     else:
-        with pytest.raises(DataError, match="column 1 'name' has 101 different texts, such as 'n0'") as caught:
+        with pytest.raises(DataError, match="column 1 'name' has 101 distinct texts, such as 'n0'") as caught:
             load_data(file)
         assert caught.value.settings == ("drop",)
 
@@ -116,7 +116,7 @@ def test_missing_values(file: Path, missing: str) -> None:
     data = load(file, GAPS, missing=missing)
     assert data.x.tolist() == x
     assert (None if data.source_rows is None else data.source_rows.tolist()) == rows
-    assert ("2 rows with missing values are left out" in data.notes) == (missing == "drop")
+    assert ("dropped 2 rows with missing values" in data.notes) == (missing == "drop")
 
 
 def test_missing_targets(file: Path) -> None:
@@ -168,8 +168,8 @@ def test_ignored_columns_are_told(file: Path) -> None:
 
 
 NOT_MATCHED = {
-    "a column is missing": ("size,label\n1,a\n", "the model needs columns that the file does not have: 'color'"),
-    "another name": ("Size,color\n1,red\n", "the model needs columns that the file does not have: 'size'"),
+    "a column is missing": ("size,label\n1,a\n", "missing columns that the model needs: 'color'"),
+    "another name": ("Size,color\n1,red\n", "missing columns that the model needs: 'size'"),
     "no header": ("1,red\n2,blue\n3,red\n1,blue\n", "the file has no header, but the model's columns have names"),
     "text for numbers": ("size,color\nbig,red\n", "line 2, column 1 'size': 'big' is not a number"),
     "missing values": (
@@ -192,7 +192,7 @@ def test_unknown_texts_count_as_none_and_are_told(file: Path) -> None:
     file.write_text("size,color\n1,green\n2,blue\n3,green\n")
     found = load_features(file, encoding, 3)
     assert found.x.tolist() == [[1, 0, 0], [2, 1, 0], [3, 0, 0]]
-    assert found.notes == ("column 2 'color' has 2 values that were not in the training data, such as 'green'",)
+    assert found.notes == ("column 2 'color' has 2 values not in the training split, which are encoded as zeros: 'green'",)
 
 
 def test_numbers_for_text_are_unknown_texts(file: Path) -> None:
@@ -234,7 +234,7 @@ def test_another_number_of_columns_without_names_is_refused(file: Path) -> None:
     encoding = encoding_of(file, WITHOUT_HEADER, target="last")
     file.write_text("1\t2\t3\t4\n2\t3\t4\t5\n")
     text = message(load_features, file, encoding, 3)
-    assert "4 columns, but the training data had 3 columns without names, 2 of which are features" in text
+    assert "4 columns, but the training data had 3 without names, of which 2 are features" in text
 
 
 def test_pixels_need_no_header(file: Path) -> None:
@@ -261,10 +261,86 @@ def test_wrong_tables_for_models_that_were_not_trained_on_a_table(file: Path) ->
     assert "line 2, column 2 'b': 'x' is not a number" in message(load_features, file, None, 2)
 
 
-@pytest.mark.parametrize(
-    ("cells", "dtype"), [("0,255", np.uint8), ("0,256", np.float32), ("-1,2", np.float32), ("0.5,1", np.float32)]
-)
-def test_bytes_stay_bytes(file: Path, cells: str, dtype: type) -> None:
-    data = load(file, f"a,b,label\n1,2,x\n{cells},y\n")
+UNUSUAL = {
+    "a category that looks like a number": ("code,label\n01,a\n1A,b\n01,a\n", "code\n01\n01\n"),
+    "a category that looks like a Boolean": ("code,label\nTrue,a\nmaybe,b\nTrue,a\n", "code\nTrue\nTrue\n"),
+    "a category that looks like a time": ("code,label\n10:00,a\nnoon,b\n10:00,a\n", "code\n10:00\n10:00\n"),
+}
+
+
+@pytest.mark.parametrize("kind", UNUSUAL)
+def test_categories_do_not_depend_on_the_other_rows(file: Path, kind: str) -> None:
+    text, other = UNUSUAL[kind]
+    encoding = encoding_of(file, text)
+    file.write_text(other)
+    found = load_features(file, encoding, 2)
+    assert found.x.tolist() == [[1, 0]] * 2
+    assert not found.notes
+
+
+def test_the_header_is_known_from_the_training_data(file: Path) -> None:
+    encoding = encoding_of(file, "country,2019,2020,label\nFR,1,2,x\nDE,3,4,y\n", header=True)
+    file.write_text("country,2019,2020\nFR,1,2\n")
+    assert load_features(file, encoding, 4).x.tolist() == [[0, 1, 1, 2]]
+    encoding = encoding_of(file, "1,red,x\n2,blue,y\n3,red,x\n4,blue,y\n", target="last")
+    file.write_text("1,red\n")
+    assert load_features(file, encoding, 3).x.tolist() == [[1, 0, 1]]
+
+
+def test_the_delimiter_is_known_from_the_training_data(file: Path) -> None:
+    encoding = encoding_of(file, "a b label\n1 2 x\n3 4 y\n", delimiter="space")
+    file.write_text("a b\n5 6\n")
+    assert load_features(file, encoding, 2).x.tolist() == [[5, 6]]
+
+
+def test_one_column(file: Path) -> None:
+    encoding = encoding_of(file, "a,label\n1,x\n3,y\n")
+    file.write_text("a\n5\n6\n")
+    assert load_features(file, encoding, 1).x.tolist() == [[5], [6]]
+
+
+def test_columns_without_a_name(file: Path) -> None:
+    text = "a,,label\n1,2,x\n3,4,y\n"
+    encoding = encoding_of(file, text)
+    assert encoding.names == ["a", "column 2"]
+    assert load_features(file, encoding, 2).x.tolist() == [[1, 2], [3, 4]]
+
+
+def test_the_target_is_dropped_by_name_also_if_it_is_text_of_digits(file: Path) -> None:
+    text = "a,label\n1,01\n2,02\n3,1A\n"
+    encoding = encoding_of(file, text)
+    file.write_text(text.replace("1A", "01"))
+    data = load_source(Source(str(file), encoding=encoding, table=TableOptions(task="classification")))
+    assert data.classes == ("01", "02")
+
+
+def test_every_row_incomplete(file: Path) -> None:
+    encoding = encoding_of(file, GAPS, missing="drop")
+    file.write_text("size,color,label\n,red,a\n,blue,b\n")
+    assert "every row has missing values" in message(load_source, Source(str(file), encoding=encoding))
+
+
+@pytest.mark.parametrize(("cell", "place"), [("0", "line 3"), ("", "line 3"), ("-1", "line 3"), ("inf", "line 3")])
+def test_weights_are_checked_with_their_line(file: Path, cell: str, place: str) -> None:
+    file.write_text(f"a,w,label\n1,1,x\n2,{cell},y\n3,1,x\n")
+    text = message(load_data, file, weight="w")
+    assert f"{file}: {place}, column 2 'w': the sample weight is " in text
+
+
+def test_color_images_are_not_pixels(file: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = rng.integers(0, 256, (20, 3 * 64))
+    data = load(file, "\n".join(f"{row % 2},{','.join(map(str, one))}" for row, one in enumerate(rows)))
+    assert data.image_shape is None
+    assert data.x.dtype == np.float32
+
+
+def test_integers_that_are_not_pixels_are_float(file: Path) -> None:
+    assert load(file, "a,b,label\n1,2,x\n0,255,y\n").x.dtype == np.float32
+
+
+@pytest.mark.parametrize(("value", "dtype"), [("255", np.uint8), ("256", np.float32), ("0.5", np.float32)])
+def test_pixels_are_bytes(file: Path, value: str, dtype: type) -> None:
+    data = load(file, f"label,pixel0,pixel1,pixel2,pixel3\nx,1,2,3,4\ny,5,6,7,{value}\n")
     assert data.x.dtype == dtype
-    assert data.x.tolist() == [[1, 2], [float(cell) for cell in cells.split(",")]]
+    assert data.x[1, 3] == float(value)

@@ -10,7 +10,7 @@ import pytest
 from support.data import message as message_of
 
 from fastmlp.data.dataset import Dataset
-from fastmlp.data.load import load_data
+from fastmlp.data.load import Source, load_data, load_source
 from fastmlp.errors import ConfigError, DataError
 
 message = partial(message_of, DataError)
@@ -193,12 +193,12 @@ def test_options_of_tables_are_refused_for_other_data(option: str) -> None:
 def test_a_table_without_header_has_no_names(file: Path) -> None:
     file.write_text("1,2,3\n4,5,6\n")
     text = message(load_data, file, target="mpg")
-    assert text.endswith("unknown column 'mpg'; the file has no header, so give the number of the column, first or last")
+    assert text.endswith("unknown column 'mpg'; the file has no header, so set target to the number of a column, first or last")
 
 
 def test_only_a_target(file: Path) -> None:
     file.write_text("a,b\n1,2\n4,5\n")
-    assert "no features besides the target column 1 'a'" in message(load_data, file, target="a", drop=["b"])
+    assert "no features besides the target, column 1 'a'" in message(load_data, file, target="a", drop=["b"])
     assert "no columns are left" in message(load_data, file, drop=["a", "b"])
 
 
@@ -226,18 +226,16 @@ def test_a_given_task_is_used(file: Path) -> None:
 
 def test_targets_that_do_not_fit_the_task(file: Path) -> None:
     file.write_text("a,kind\n1,x\n2,7\n")
-    assert f"{file}: line 2, column 2 'kind': 'x' is not a number, so it is no target" in message(
-        load_data, file, task="regression"
-    )
+    assert f"{file}: line 2, column 2 'kind': 'x' is not a number; correct it" in message(load_data, file, task="regression")
     file.write_text("a,b\n1,1\n2,1.5\n")
-    assert f"{file}: line 3, column 2 'b': the label 1.5 is no whole number" in message(load_data, file, task="classification")
+    assert f"{file}: line 3, column 2 'b': the label 1.5 is not an integer" in message(load_data, file, task="classification")
     file.write_text("a,b\n1,1\n2,1e39\n")
     assert f"{file}: line 3, column 2 'b': 1e+39 is not a finite float32 number" in message(load_data, file, task="regression")
 
 
 def test_text_without_repetitions_is_no_target(file: Path) -> None:
     file.write_text(numbers(150, "i / 2", "f'car {i}'", header="mpg,name"))
-    assert "column 2 'name' was taken as the target, but it has 150 different texts in 150 rows" in message(load_data, file)
+    assert "column 2 'name' was taken as the target, but its 150 distinct texts in 150 rows" in message(load_data, file)
 
 
 def test_a_fault_among_numbers_is_no_label(file: Path) -> None:
@@ -250,6 +248,7 @@ CLASSES = {
     "-1 and 1": ("-1,1,1,-1", ("-1", "1"), [0, 1, 1, 0]),
     "gaps": ("10,200,30,10", ("10", "30", "200"), [0, 2, 1, 0]),
     "text": ("fig,plum, fig,date", ("date", "fig", "plum"), [1, 2, 1, 0]),
+    "large integers": ("9007199254740993,3,3,3", ("3", "9007199254740993"), [1, 0, 0, 0]),
     "Booleans": ("true,false,true,true", ("False", "True"), [1, 0, 1, 1]),
     "floats": ("1.0,2.0,1.0,2.0", ("1", "2"), [0, 1, 0, 1]),
     "large": ("1099511627776,3,3,3", ("3", "1099511627776"), [1, 0, 0, 0]),
@@ -268,6 +267,7 @@ INDEX = {
     "empty name": (",label,a\n0,x,1.5\n1,y,2.5\n", [1.5, 2.5]),
     "empty name, other numbers": (",label,a\n17,x,1.5\n5,y,2.5\n", [1.5, 2.5]),
     "Unnamed: 0": ("Unnamed: 0,label,a\n0,x,1.5\n1,y,2.5\n", [1.5, 2.5]),
+    "names of rows": (",a,label\nMazda,1.5,x\nFiat,2.5,y\n", [1.5, 2.5]),
     "empty name, target last": (",a,label\n0,1.5,x\n1,2.5,y\n", [1.5, 2.5]),
     "before a label": (numbers(12, "i", "'xy'[i % 2]", "i / 2", header="nr,label,a"), [i / 2 for i in range(12)]),
     "without header": (numbers(12, "i", "i / 2", "'xy'[i % 2]"), [i / 2 for i in range(12)]),
@@ -279,7 +279,7 @@ def test_an_index_is_ignored_with_a_note(file: Path, kind: str) -> None:
     text, x = INDEX[kind]
     data = load(file, text)
     assert data.x.ravel().tolist() == x
-    assert any("which numbers the rows, is ignored" in one for one in data.notes)
+    assert any("(row index)" in one for one in data.notes)
 
 
 NO_INDEX = {
@@ -299,4 +299,36 @@ def test_other_columns_are_no_index(file: Path, kind: str) -> None:
 def test_an_empty_column_at_the_end_is_ignored(file: Path) -> None:
     data = load(file, "label,a,\nx,1,\ny,2,\n")
     assert data.x.tolist() == [[1], [2]]
-    assert "column 3, which is empty, is ignored" in data.notes
+    assert "ignored: empty column 3" in data.notes
+
+
+def test_one_dropped_column_need_not_be_a_list(file: Path) -> None:
+    for drop in ("a", 1, ["a"], [1]):
+        assert load(file, "a,b,label\n1,2,x\n3,4,y\n", drop=drop).x.tolist() == [[2], [4]]
+
+
+@pytest.mark.parametrize("label", ["inf", "1e300"])
+def test_labels_are_integers_that_can_be_represented(file: Path, label: str) -> None:
+    file.write_text(f"a,label\n1,0\n2,{label}\n")
+    assert f"{file}: line 3, column 2 'label': the label " in message(load_data, file, task="classification")
+
+
+def test_stratified_splits_of_a_regression_are_refused(file: Path) -> None:
+    from fastmlp.data.splits import training_rows
+
+    file.write_text(numbers(40, "i % 7 / 2", "i", header="y,a"))
+    source = Source(str(file), fit_rows=lambda y: training_rows(y, 0.2, 0.2, stratify=True))
+    assert "stratify needs class labels" in message_of(ConfigError, load_source, source)
+
+
+FORMATS = {
+    "a;label\n1,5;x\n2,5;y\n": "format: delimiter semicolon, decimal comma",
+    "1.5\tx\n2.5\ty\n1.5\tx\n": "format: delimiter tab, no header",
+    "a,label\n1,x\n": "",
+}
+
+
+@pytest.mark.parametrize("text", FORMATS)
+def test_an_unusual_format_is_told(file: Path, text: str) -> None:
+    notes = [one for one in load(file, text).notes if one.startswith("format: ")]
+    assert notes == ([FORMATS[text]] if FORMATS[text] else [])

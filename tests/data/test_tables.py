@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pandas as pd
 import pyarrow as pa
 import pyarrow.parquet
 import pytest
@@ -78,14 +79,41 @@ def test_quoted_cells_may_have_delimiters_quotes_and_line_breaks(file: Path) -> 
 def test_decimal_commas_after_the_start_of_the_file_are_found(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.data.readers.dialect.FEW_ROWS", 3)
     table = read_table(write(file, "a;b\n1;x\n2;y\n3,5;z\n"))
-    assert table.dialect is not None
-    assert table.dialect.decimal == ","
-    assert table.numbers(0).tolist() == [1, 2, 3.5]
+    assert table.floats(0).tolist() == [1, 2, 3.5]
 
 
-def test_points_and_commas_are_not_mixed(file: Path) -> None:
-    """A table with both is read with points, and numbers with commas are text."""
-    assert contents(read_table(write(file, "a;b\n1.5;2,5\n2.5;3,5\n"))) == (["a", "b"], [[1.5, 2.5], ["2,5", "3,5"]])
+def test_columns_may_have_points_or_commas(file: Path) -> None:
+    table = read_table(write(file, "a;b;c\n1.5;2,5;1.5\n2.5;3,5;2,5\n"))
+    assert contents(table) == (["a", "b", "c"], [[1.5, 2.5], [2.5, 3.5], ["1.5", "2,5"]])
+
+
+@pytest.mark.parametrize("cells", ["+5,+6", "5  ,6", "  NA,5,6", "NA ,5,6"])
+def test_numbers_and_missing_values_with_spaces_or_signs(file: Path, cells: str) -> None:
+    table = read_table(write(file, "a,b\n" + "".join(f"{cell},1\n" for cell in cells.split(","))))
+    assert not table.is_text(0)
+    assert table.floats(0)[-2:].tolist() == [5, 6]
+
+
+def test_large_integers_are_rounded(file: Path) -> None:
+    table = read_table(write(file, "id,b\n9223372036854775807,1\n18446744073709551615,2\n12,3\n"))
+    assert table.floats(0).tolist() == [2.0**63, 2.0**64, 12]
+
+
+def test_columns_that_are_read_as_text(file: Path) -> None:
+    for text, texts in (("code,n\n01,1\n02,2\n", {"code"}), ("01,1\n02,2\n", {"column 1"})):
+        write(file, text)
+        assert read_table(file, texts=texts).columns[0].to_pylist() == ["01", "02"]
+        assert read_table(file).floats(0).tolist() == [1, 2]
+
+
+def test_a_very_long_cell(file: Path) -> None:
+    write(file, "a;" + "b" * 200_000 + "\n1;2\n")
+    assert "the first row cannot be read with the delimiter ','" in message(read_table, file, delimiter=",")
+
+
+def test_a_byte_that_is_not_utf_8_after_the_start(file: Path) -> None:
+    write(file, b"a,b\n" + b"x,1\n" * 200_000 + b"\xe9,2\n")
+    assert "not text in UTF-8 or UTF-16 (byte 0xe9)" in message(read_table, file)
 
 
 @pytest.mark.parametrize("missing", ["", "?", "NA", "N/A", "nan", "NaN", "null", "NULL", "None", "#N/A", " ?", '""'])
@@ -101,7 +129,7 @@ def test_types_of_columns(file: Path) -> None:
     table = read_table(write(file, text))
     assert [str(column.type) for column in table.columns] == ["int64", "double", "bool", "string", "string", "double"]
     assert table.columns[4].to_pylist() == ["2024-01-31", "2024-02-01"]
-    assert table.numbers(2).tolist() == [1, 0]
+    assert table.floats(2).tolist() == [1, 0]
 
 
 HEADERS = {
@@ -141,7 +169,9 @@ def test_a_given_delimiter_is_used(file: Path, given: str, used: str) -> None:
 
 @pytest.mark.parametrize("given", ["", "::", '"', "\n"])
 def test_a_delimiter_is_one_character(file: Path, given: str) -> None:
-    assert "delimiter must be a single character" in message_of(ConfigError, read_table, write(file, PLAIN), delimiter=given)
+    assert "delimiter must be a single ASCII character" in message_of(
+        ConfigError, read_table, write(file, PLAIN), delimiter=given
+    )
 
 
 def test_the_name_decides_what_is_a_table() -> None:
@@ -152,15 +182,15 @@ def test_the_name_decides_what_is_a_table() -> None:
 DAMAGE: dict[str, tuple[str | bytes, str]] = {
     "empty file": ("", "the file has no rows"),
     "spaces only": ("\n \n", "the file has no rows"),
-    "one column": ("a\n1\n2\n", "only one column was found; give the delimiter"),
+    "one column": ("a\n1\n2\n", "only one column was found; set the delimiter"),
     "header only": ("a,b\n", "no rows of data"),
     "header and blank lines": ("a,b\n\n\n", "no rows of data"),
-    "short line": ("a,b,c\n1,2,3\n1,2\n", "line 3 has 2 columns, but line 1 has 3"),
-    "short line after a blank one": ("a,b,c\n\n1,2,3\n1,2\n", "line 4 has 2 columns, but line 1 has 3"),
-    "short line after a cell of two lines": ('a,b,c\n"x\ny",2,3\n1,2\n', "line 4 has 2 columns, but line 1 has 3"),
-    "long line": ("a,b,c\n1,2,3\n1,2,3,4\n", "line 3 has 4 columns, but line 1 has 3"),
-    "header of another width": ("a,b\n1,2,3\n", "line 2 has 3 columns, but line 1 has 2"),
-    "line of spaces": ("a,b\n1,2\n  \n3,4\n", "line 3 is blank but for spaces"),
+    "short line": ("a,b,c\n1,2,3\n1,2\n", "line 3 has 2 columns, but the first row has 3"),
+    "short line after a blank one": ("a,b,c\n\n1,2,3\n1,2\n", "line 4 has 2 columns, but the first row has 3"),
+    "short line after a cell of two lines": ('a,b,c\n"x\ny",2,3\n1,2\n', "line 4 has 2 columns, but the first row has 3"),
+    "long line": ("a,b,c\n1,2,3\n1,2,3,4\n", "line 3 has 4 columns, but the first row has 3"),
+    "header of another width": ("a,b\n1,2,3\n", "line 2 has 3 columns, but the first row has 2"),
+    "line of spaces": ("a,b\n1,2\n  \n3,4\n", "line 3 contains only spaces"),
     "open quotation mark": ('a,b\n1,"2\n3,4\n', "check the quotation marks"),
     "two columns of the same name": ("a,b, a\n1,2,3\n", "two columns have the name 'a'"),
     "zero byte": ("a,b\n1,\0\n", "not a text file"),
@@ -213,6 +243,17 @@ def test_parquet(tmp_path: Path) -> None:
     assert table.location(1) == f"{path}: row 2"
 
 
+def test_the_index_of_a_pandas_frame_in_a_parquet_file_is_not_a_column(tmp_path: Path) -> None:
+    frame = pd.DataFrame({"a": range(30), "b": range(30)}).sample(frac=1, random_state=0)
+    frame.to_parquet(tmp_path / "a.parquet")
+    assert read_table(tmp_path / "a.parquet").names == ["a", "b"]
+
+
+def test_columns_of_other_types(tmp_path: Path) -> None:
+    path = parquet(tmp_path / "a.parquet", a=[[1, 2], [3]], b=[1, 2])
+    assert "column 'a' has the type list<" in message(read_table, path)
+
+
 def test_parquet_is_recognized_by_its_content(tmp_path: Path) -> None:
     path = parquet(tmp_path / "a.csv", y=[1.5, 2.5], x=[3, 4])
     assert load_data(path, target="y").x.tolist() == [[3], [4]]
@@ -261,4 +302,4 @@ def test_types_of_large_files_do_not_depend_on_their_start(
 def test_faults_of_large_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
     write(file, "a,b\n" + "1,2.5\n" * 20 + "1.5\n" + "x,2\n")
-    assert "line 22 has 1 columns, but line 1 has 2" in message(read_table, file)
+    assert "line 22 has 1 columns, but the first row has 2" in message(read_table, file)

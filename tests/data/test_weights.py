@@ -91,10 +91,10 @@ def test_wrong_columns_and_weights_are_refused(tmp_path: Path) -> None:
     assert "unknown column 'importanc'; did you mean 'importance'" in refused(
         3, "train", "--data", file, "--weight", "importanc"
     )
-    assert "column 1 'label' has text, so it has no sample weights" in refused(3, "train", "--data", file, "--weight", "label")
+    assert "column 1 'label' contains text, not sample weights" in refused(3, "train", "--data", file, "--weight", "label")
     assert "--weight" in refused(2, "train", "--weight", "importance")  # digits have no weights
     negative = write_csv(tmp_path / "b.csv", np.where(np.arange(60) == 3, -1, WEIGHT))
-    assert "the sample weight of row 3 is -1.0; all weights must be positive" in refused(
+    assert "column 3 'importance': the sample weight is -1; all weights must be positive" in refused(
         3, "train", "--data", negative, "--weight", "importance"
     )
     for name in ("a.npz", "a.safetensors", "a"):

@@ -1,7 +1,7 @@
 """The dialect of a text table: its compression and encoding, the delimiter, the decimal mark, and whether it has a header.
 
-Each of them is found from the start of the file. `rows_of` reads the rows as text with Python's csv module; it is used for the
-start of a file, and to find the line of a fault. table.py reads whole files.
+They are detected from the start of the file. `rows_of` reads the rows as text with Python's csv module; it is used to find the
+line of an error. table.py reads whole files.
 """
 
 from __future__ import annotations
@@ -22,12 +22,12 @@ from fastmlp.files import file_errors
 
 DELIMITERS = "\t;|,"  # in the order of preference; text often contains commas, and rarely the others in every line
 DELIMITER_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
-SAMPLE = 1 << 18  # characters from which the dialect is found
+SAMPLE = 1 << 18  # characters from which the dialect is detected
 FEW_ROWS = 1000  # rows of the sample
 WIDE = 5  # number of columns from which a first row 0, 1, 2, … is a header
 GZIP = b"\x1f\x8b"
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
-# Cells that mean a missing value: those of pandas, and the question mark of the UCI data sets.
+# Cells that contain a missing value: those of pandas, and the question mark of the UCI data sets.
 MISSING = frozenset(
     {"", "?", "#N/A", "#N/A N/A", "#NA", "-1.#IND", "-1.#QNAN", "-NaN", "-nan", "1.#IND", "1.#QNAN"}
     | {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
@@ -43,7 +43,7 @@ class Dialect(NamedTuple):
     gzipped : whether the file is compressed
     delimiter : character between two cells
     decimal : decimal mark, "." or ","
-    header : whether the first row has the names of the columns
+    header : whether the first row contains the names of the columns
     """
 
     encoding: str
@@ -51,6 +51,16 @@ class Dialect(NamedTuple):
     delimiter: str = ","
     decimal: str = "."
     header: bool = True
+
+    @property
+    def note(self) -> str:
+        """Message about the dialect; empty for UTF-8 text with commas, decimal points and a header."""
+        names = {mark: name for name, mark in DELIMITER_NAMES.items()}
+        parts = [] if self.encoding.startswith("utf-8") else [self.encoding.upper()]
+        parts += [] if self.delimiter == "," else [f"delimiter {names.get(self.delimiter, repr(self.delimiter))}"]
+        parts += [] if self.decimal == "." else ["decimal comma"]
+        parts += [] if self.header else ["no header"]
+        return f"format: {', '.join(parts)}" if parts else ""
 
     def is_number(self, cell: str) -> bool:
         """Return whether a cell is a number.
@@ -62,18 +72,40 @@ class Dialect(NamedTuple):
 
 
 def is_missing(cell: str) -> bool:
-    """Return whether a cell means a missing value."""
+    """Return whether a cell contains a missing value."""
     return cell.strip() in MISSING
 
 
-def find_dialect(path: Path, delimiter: str | None = None, header: bool | None = None) -> Dialect:
+def looks_numeric(cell: str) -> bool:
+    """Return whether a cell is a number with a decimal point or a decimal comma."""
+    return any(pattern.fullmatch(cell.strip()) for pattern in (POINT_NUMBER, COMMA_NUMBER))
+
+
+class Expected(NamedTuple):
+    """What is known about a table from the training data of a model.
+
+    names : names of the columns that the model needs; empty if the training table had no header
+    delimiter : delimiter of the training table, which is tried first
+    header : whether the training table had a header, in case this cannot be decided
+    """
+
+    names: frozenset[str] = frozenset()
+    delimiter: str = ""
+    header: bool | None = None
+
+
+UNKNOWN = Expected()
+
+
+def find_dialect(path: Path, delimiter: str | None = None, header: bool | None = None, expected: Expected = UNKNOWN) -> Dialect:
     """Return the dialect of a text table.
 
     Parameters
     ----------
     path : text file, which may be compressed with gzip
-    delimiter : character, or a name in `DELIMITER_NAMES`; None to find it
-    header : whether the first row has the names of the columns; None to find it
+    delimiter : character, or a name in `DELIMITER_NAMES`; None to detect it
+    header : whether the first row contains the names of the columns; None to detect it
+    expected : what is known about the table
 
     Raises
     ------
@@ -89,10 +121,14 @@ def find_dialect(path: Path, delimiter: str | None = None, header: bool | None =
         raise DataError(f"{path}: the file has no rows; a header line and rows of data are needed")
     if "\0" in text:
         raise DataError(f"{path}: not a text file; give a table as text, or as a .parquet file")
-    dialect = dialect._replace(delimiter=find_delimiter(text, path) if delimiter is None else parse_delimiter(delimiter))
-    rows = [row for row in itertools.islice(lenient_rows(text, dialect.delimiter), FEW_ROWS) if row]
-    dialect = dialect._replace(decimal=find_decimal(rows, dialect.delimiter))
-    return dialect._replace(header=has_header(path, rows, dialect) if header is None else header)
+    found = find_delimiter(text, path, expected) if delimiter is None else parse_delimiter(delimiter)
+    rows = [row for row in itertools.islice(lenient_rows(text, found), FEW_ROWS) if row]
+    if not rows:
+        raise DataError(f"{path}: the first row cannot be read with the delimiter {found!r}", settings=("delimiter",))
+    dialect = dialect._replace(delimiter=found, decimal=find_decimal(rows, found))
+    if header is None and expected.names and expected.names <= {cell.strip() for cell in rows[0]}:
+        header = True
+    return dialect._replace(header=has_header(path, rows, dialect, expected.header) if header is None else header)
 
 
 def find_encoding(path: Path) -> tuple[str, bool]:
@@ -153,7 +189,7 @@ def rows_of(path: Path, dialect: Dialect) -> Iterator[tuple[int, list[str]]]:
 
 
 def lenient_rows(text: str, delimiter: str) -> Iterator[list[str]]:
-    """Yield the cells of each line of a text, in which a quotation mark may not be closed."""
+    """Yield the cells of each line of a text, which may contain an unclosed quotation mark."""
     try:
         yield from csv.reader(io.StringIO(text, newline=""), delimiter=delimiter)
     except csv.Error:  # a very long cell: the quotation marks do not belong together
@@ -161,29 +197,32 @@ def lenient_rows(text: str, delimiter: str) -> Iterator[list[str]]:
 
 
 def parse_delimiter(given: str) -> str:
-    """Return the delimiter for a character or a name, such as "tab"."""
+    """Return the delimiter for a character or a name, such as "tab"; raise ConfigError for any other text."""
     found = DELIMITER_NAMES.get(given.lower(), "\t" if given == r"\t" else given)
-    if len(found) != 1 or found in '"\r\n':
+    if len(found) != 1 or found in '"\r\n' or not found.isascii():
         names = ", ".join(DELIMITER_NAMES)
-        raise ConfigError(f"delimiter must be a single character, or one of {names}, not {given!r}", settings=("delimiter",))
+        text = f"delimiter must be a single ASCII character, or one of {names}, not {given!r}"
+        raise ConfigError(text, settings=("delimiter",))
     return found
 
 
-def find_delimiter(text: str, path: Path) -> str:
-    """Return the delimiter that gives the most lines with the same number of cells, which must be larger than one.
+def find_delimiter(text: str, path: Path, expected: Expected = UNKNOWN) -> str:
+    """Return the delimiter with which most rows have the same number of cells, which must be larger than one.
+
+    If the model needs one column only, or the number of columns is not known, the table may have one column.
 
     >>> find_delimiter("a;b\\n1,5;2,5\\n", Path("a.csv"))
     ';'
     """
     shares = {}
-    for one in DELIMITERS:
+    for one in dict.fromkeys(expected.delimiter + DELIMITERS):
         widths = [len(row) for row in itertools.islice(lenient_rows(text, one), FEW_ROWS) if row]
         (width, times), *_ = Counter(widths).most_common(1) or [(1, 0)]
         shares[one] = times / len(widths) if width > 1 else 0.0
     best = max(shares, key=lambda one: shares[one])
-    if not shares[best]:
-        raise DataError(f"{path}: only one column was found; give the delimiter", settings=("delimiter",))
-    return best
+    if not shares[best] and not expected.delimiter:
+        raise DataError(f"{path}: only one column was found; set the delimiter", settings=("delimiter",))
+    return best if shares[best] else expected.delimiter
 
 
 def find_decimal(rows: list[list[str]], delimiter: str) -> str:
@@ -195,17 +234,22 @@ def find_decimal(rows: list[list[str]], delimiter: str) -> str:
     return "," if comma and not any("." in cell and POINT_NUMBER.fullmatch(cell) for cell in cells) else "."
 
 
-def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
-    """Return whether the first of the rows has the names of the columns.
+def has_header(path: Path, rows: list[list[str]], dialect: Dialect, otherwise: bool | None = None) -> bool:
+    """Return whether the first row is a header.
 
-    - It has if its numbers are 0, 1, 2, … or 1, 2, 3, …, as pandas writes for columns without names, in at least 5 columns.
-    - It has not if all its cells are numbers or missing.
-    - If some of its cells are numbers, it is data if its texts occur below, in the same columns.
-    - If it has only texts, it has if there is a column of numbers, or none of the texts occurs below.
+    - A first row 0, 1, 2, …, as pandas writes for columns without names, is a header, see `are_column_numbers`.
+    - A first row of numbers and missing values is data.
+    - A first row of numbers and texts is data if each text recurs in its column.
+    - A first row of texts is a header if there is a column of numbers, or if no text recurs in its column.
+
+    Parameters
+    ----------
+    rows : the first rows of the table
+    otherwise : result if it cannot be decided; None to raise an error
 
     Raises
     ------
-    DataError : it has numbers, and texts that do not occur below
+    DataError : there are numbers, and texts that do not recur
     """
     first, below = [cell.strip() for cell in rows[0]], [row for row in rows[1:] if len(row) == len(rows[0])]
     columns = [[cell.strip() for cell in column if not is_missing(cell)] for column in zip(*below, strict=True)]
@@ -219,8 +263,10 @@ def has_header(path: Path, rows: list[list[str]], dialect: Dialect) -> bool:
     if numbers:
         if all(first[number] in columns[number] for number in texts):
             return False
+        if otherwise is not None:
+            return otherwise
         raise DataError(
-            f"{path}: line 1 starts with {rows[0][0]!r}, and may be a header or data; say whether there is a header",
+            f"{path}: line 1 starts with {rows[0][0]!r} and could be a header or data; set header to true or false",
             settings=("header",),
         )
     if any(column and all(map(dialect.is_number, column)) for column in columns):

@@ -1,14 +1,15 @@
 """Reader of tables: delimited text, which may be compressed, and Parquet. Both are read with pyarrow.
 
-pyarrow was chosen among pandas, polars and pyarrow because it is strict: it rejects rows that are too short, which the others
+pyarrow was chosen among pandas, polars and pyarrow because it is strict: it rejects rows with too few cells, which the others
 fill with missing values. It also reads decimal commas, UTF-16 and Parquet without other packages, and decompresses while it
-reads. It does not tell the line of a fault, so after an error the file is read again by Python's csv module. Measurements:
-benchmarks/NOTES.md.
+reads. It does not report the line number of an error, so after an error the file is read again with Python's csv module.
+Measurements: benchmarks/NOTES.md.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+import json
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -17,7 +18,16 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.dialect import COMMA_NUMBER, MISSING, Dialect, find_dialect, open_text, rows_of
+from fastmlp.data.readers.dialect import (
+    MISSING,
+    UNKNOWN,
+    Dialect,
+    Expected,
+    find_dialect,
+    looks_numeric,
+    open_text,
+    rows_of,
+)
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 
@@ -38,10 +48,9 @@ class Table:
     ----------
     path : the file
     names : names of the columns; "column 1", "column 2" and so on if the file has no header
-    columns : the columns as Arrow arrays of one of the types float64, int64, Boolean and string; in all of them, null is a
-        missing value. Other types have become strings
+    columns : the columns as Arrow arrays of one of the types float64, int64, Boolean and string; null is a missing value
     dialect : dialect of a text file; None for Parquet
-    source_rows : (rows,) indices of the rows in the file; None if no row was left out
+    source_rows : (rows,) indices of the rows in the file; None if no row was dropped
     """
 
     path: Path
@@ -59,41 +68,80 @@ class Table:
         """Whether the names of the columns are in the file."""
         return self.dialect is None or self.dialect.header
 
-    def location(self, row: int) -> str:
-        """Return the location of a row (from 0) as text. The line of a text file is found by reading the file again."""
+    @property
+    def labels(self) -> list[str]:
+        """Names of the columns, with "column N" for columns without a name."""
+        return [name or f"column {index + 1}" for index, name in enumerate(self.names)]
+
+    def describe(self, index: int) -> str:
+        """Return the number of a column, from 1, and its name, if the file has names."""
+        name = self.names[index]
+        return f"column {index + 1}" + (f" {name!r}" if self.header and name else "")
+
+    def location(self, row: int, column: int | None = None) -> str:
+        """Return the location of a row (from 0), or of a cell, as text.
+
+        The line of a text file is determined by reading the file again.
+        """
+        cell = "" if column is None else f", {self.describe(column)}"
         row = row if self.source_rows is None else int(self.source_rows[row])
         if self.dialect is None:
-            return f"{self.path}: row {row + 1}"
+            return f"{self.path}: row {row + 1}{cell}"
         skipped = row + self.dialect.header
         line = next((line for number, (line, _) in enumerate(rows_of(self.path, self.dialect)) if number == skipped), row)
-        return f"{self.path}: line {line}"
+        return f"{self.path}: line {line}{cell}"
 
     def take(self, rows: npt.NDArray[np.int64]) -> Table:
         """Return a table with some of the rows."""
         source = rows if self.source_rows is None else self.source_rows[rows]
         return replace(self, columns=[column.take(rows) for column in self.columns], source_rows=source)
 
-    def is_text(self, column: int) -> bool:
-        """Return whether a column has text."""
-        return str(self.columns[column].type) == "string"
+    def is_text(self, index: int) -> bool:
+        """Return whether a column contains text."""
+        return str(self.columns[index].type) == "string"
 
-    def numbers(self, column: int) -> npt.NDArray[np.float64]:
+    def is_number(self, cell: str) -> bool:
+        """Return whether a text is a number in the dialect of the file."""
+        return self.dialect is not None and self.dialect.is_number(cell)
+
+    def floats(self, index: int) -> npt.NDArray[np.float64]:
         """Return a column of numbers or Booleans as float64 (rows,); missing values are NaN."""
         import pyarrow as pa
 
-        values = self.columns[column]
-        if pa.types.is_boolean(values.type):
-            values = values.cast(pa.int8())
-        return values.cast(pa.float64()).to_numpy().astype(np.float64, copy=False)
+        return as_floats(
+            self.columns[index].cast(pa.int8()) if str(self.columns[index].type) == "bool" else self.columns[index]
+        )
 
-    def missing(self, column: int) -> npt.NDArray[np.bool_]:
+    def distinct(self, index: int) -> list[str]:
+        """Return the distinct texts of a column, without missing values."""
+        found: list[str] = self.columns[index].unique().drop_null().to_pylist()
+        return found
+
+    def first_row(self, index: int, texts: Collection[str]) -> int:
+        """Return the first row in which a column of text has one of some texts; 0 if there is none."""
+        import pyarrow as pa
+        from pyarrow import compute
+
+        found = compute.is_in(self.columns[index], pa.array(sorted(texts), pa.string()))
+        return int(np.argmax(found.to_numpy()))
+
+    def missing(self, index: int) -> npt.NDArray[np.bool_]:
         """Return where a column has missing values, (rows,) bool."""
-        return np.asarray(self.columns[column].is_null(nan_is_null=True).to_numpy(), bool)
+        return np.asarray(self.columns[index].is_null(nan_is_null=True).to_numpy(), bool)
 
     @cached_property
     def missing_counts(self) -> list[int]:
         """Number of missing values of each column."""
-        return [int(self.missing(number).sum()) for number in range(len(self.columns))]
+        return [int(self.missing(index).sum()) for index in range(len(self.columns))]
+
+
+def as_floats(values: Any) -> npt.NDArray[np.float64]:
+    """Return an Arrow array of numbers as float64; null is NaN. Integers beyond 2^53 are rounded."""
+    import pyarrow as pa
+
+    array = values.cast(pa.float64(), safe=False)
+    found = array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False)
+    return np.asarray(found, np.float64)
 
 
 def is_table(path: Path) -> bool:
@@ -104,13 +152,20 @@ def is_table(path: Path) -> bool:
     return suffixes[-1:] != [] and suffixes[-1] in (*TEXT_SUFFIXES, *PARQUET_SUFFIXES)
 
 
-def read_table(path: str | Path, delimiter: str | None = None, header: bool | None = None) -> Table:
+def read_table(
+    path: str | Path,
+    delimiter: str | None = None,
+    header: bool | None = None,
+    expected: Expected = UNKNOWN,
+    texts: Collection[str] = (),
+) -> Table:
     """Read a table of delimited text or a Parquet file.
 
     Parameters
     ----------
     path : file; its content decides whether it is Parquet, compressed text or text
-    delimiter, header : see `dialect.find_dialect`; ignored for Parquet
+    delimiter, header, expected : see `dialect.find_dialect`; ignored for Parquet
+    texts : names of columns that are read as text in any case; "column N" for a file without header
 
     Raises
     ------
@@ -123,23 +178,21 @@ def read_table(path: str | Path, delimiter: str | None = None, header: bool | No
     ...     path = Path(folder) / "a.csv"
     ...     _ = path.write_text("size;kind\\n1,5;plum\\n?;fig\\n")
     ...     table = read_table(path)
-    >>> table.names, table.numbers(0).tolist(), table.columns[1].to_pylist()
+    >>> table.names, table.floats(0).tolist(), table.columns[1].to_pylist()
     (['size', 'kind'], [1.5, nan], ['plum', 'fig'])
     """
     path = Path(path)
     with file_errors("read", path), path.open("rb") as stream:
         start = stream.read(len(PARQUET))
-    if start == PARQUET:
-        names, columns, dialect = *read_parquet(path), None
-    else:
-        dialect = find_dialect(path, delimiter, header)
-        names, columns, dialect = read_text(path, dialect)
-    if not columns or not len(columns[0]):
-        raise DataError(f"{path}: no rows of data; add rows")
-    return Table(path, unique_names(path, names), columns, dialect)
+    dialect = None if start == PARQUET else find_dialect(path, delimiter, header, expected)
+    names, arrow = read_parquet(path) if dialect is None else read_text(path, dialect, texts)
+    if not arrow or not len(arrow[0]):
+        raise DataError(f"{path}: the table has no rows of data")
+    columns = [plain(column, path, name, dialect, text=name in texts) for name, column in zip(names, arrow, strict=True)]
+    return Table(path, names, columns, dialect)
 
 
-def unique_names(path: Path, names: list[str]) -> list[str]:
+def check_names(path: Path, names: Sequence[str]) -> list[str]:
     """Return the names of columns without spaces around them; raise DataError if a name occurs twice."""
     stripped = [name.strip() for name in names]
     for name in stripped:
@@ -149,53 +202,64 @@ def unique_names(path: Path, names: list[str]) -> list[str]:
 
 
 def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
-    """Return the names and the columns of a Parquet file."""
+    """Return the names and the columns of a Parquet file, without the index of a pandas data frame."""
     import pyarrow.parquet
 
     try:
         table = pyarrow.parquet.read_table(path)
     except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file ({first_line(error)}); write it again") from error
-    return table.column_names, [plain(column) for column in table.columns]
+        raise DataError(f"{path}: not a readable Parquet file ({short(error)}); create it again") from error
+    index = pandas_index(table.schema.metadata or {})
+    chosen = [name for name in table.column_names if name not in index]
+    return check_names(path, chosen), [table[name] for name in chosen]
 
 
-def read_text(path: Path, dialect: Dialect) -> tuple[list[str], list[pa.ChunkedArray], Dialect]:
-    """Return the names and the columns of a text table, and its dialect, in which the decimal mark may have changed."""
-    table = parse(path, dialect)
+def pandas_index(metadata: Mapping[bytes, bytes]) -> set[str]:
+    """Return the names of the columns that contain the index of a pandas data frame, from the metadata of an Arrow schema."""
+    try:
+        found = json.loads(metadata.get(b"pandas", b"{}")).get("index_columns", [])
+    except (ValueError, AttributeError):  # written by another program
+        return set()
+    return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+
+
+def read_text(path: Path, dialect: Dialect, texts: Collection[str]) -> tuple[list[str], list[pa.ChunkedArray]]:
+    """Return the names and the columns of a text table; see `read_table` for `texts`."""
+    _, first = next(rows_of(path, dialect))
+    names = check_names(path, first if dialect.header else [f"column {index + 1}" for index in range(len(first))])
+    arrow_names = first if dialect.header else [f"f{index}" for index in range(len(first))]
+    fixed = [arrow for name, arrow in zip(names, arrow_names, strict=True) if name in texts]
+    table = parse(path, dialect, fixed)
     if table.num_rows and "\n" in str(table.columns[-1][-1].as_py()):
-        fault(path, dialect)  # raises DataError if this is because a quotation mark is not closed
-    columns = [plain(column) for column in table.columns]
-    points = dialect.delimiter == "," or dialect.decimal == "," or any(str(column.type) == "double" for column in columns)
-    if not points and any(has_decimal_commas(column) for column in columns):
-        dialect = dialect._replace(decimal=",")  # there was no such number at the start of the file
-        columns = [plain(column) for column in parse(path, dialect).columns]
-    names = table.column_names if dialect.header else [f"column {number + 1}" for number in range(len(columns))]
-    return names, columns, dialect
+        row_length_error(path, dialect)  # raises DataError if this is because a quotation mark is not closed
+    return names, table.columns
 
 
-def parse(path: Path, dialect: Dialect) -> pa.Table:
-    """Return a text table as an Arrow table; raise DataError with the line of the first fault.
+def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
+    """Return a text table as an Arrow table; raise DataError with the line of the first error.
 
-    If pyarrow has to infer the types of the columns, it keeps the text of the whole file. Therefore, the types are inferred
-    from the start of the file. If they do not fit the rest, whole numbers become float64; then all types are inferred.
+    If pyarrow has to infer the types of the columns, it keeps the text of the whole file in memory. Therefore, the types are
+    inferred from the start of the file. If they do not fit the rest, integers become float64; then all types are inferred.
+
+    texts : names of the columns that are read as text
     """
     import pyarrow as pa
 
-    types = sample_types(path, dialect)
+    fixed = dict.fromkeys(texts, pa.string())
+    types = sample_types(path, dialect) | fixed
     wider = {name: pa.float64() if kind == pa.int64() else kind for name, kind in types.items()}
-    attempts = [one for number, one in enumerate((types, wider, {})) if number == 0 or one != types]
     error: Exception | None = None
-    for column_types in attempts:
+    for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
         try:
             return read_csv(path, dialect, column_types)
         except Exception as failed:
             error = failed
-            if not is_conversion(failed):
+            if "conversion error" not in str(failed):  # not because of the types
                 break
     try:  # cells with line breaks are read more slowly, and are rare
-        return read_csv(path, dialect, {}, several_lines=True)
+        return read_csv(path, dialect, fixed, several_lines=True)
     except Exception:
-        raise DataError(fault(path, dialect) or f"{path}: {first_line(error)}") from error
+        raise DataError(row_length_error(path, dialect) or f"{path}: {short(error)}") from error
 
 
 def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_lines: bool = False) -> pa.Table:
@@ -233,16 +297,11 @@ def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
     convert = csv.ConvertOptions(null_values=[*MISSING], strings_can_be_null=True, decimal_point=dialect.decimal)
     try:
         table = csv.read_csv(pa.BufferReader(text.encode()), read, csv.ParseOptions(delimiter=dialect.delimiter), convert)
-    except Exception:  # the whole file has the same fault, or a cell with a line break
+    except Exception:  # the whole file has the same error, or a cell with a line break
         return {}
     types = dict(zip(table.column_names, table.schema.types, strict=True))
     known = (pa.int64(), pa.float64(), pa.bool_())
     return {name: kind if kind in known else pa.string() for name, kind in types.items() if kind != pa.null()}
-
-
-def is_conversion(error: Exception) -> bool:
-    """Return whether pyarrow could not convert a cell to the type of its column."""
-    return "conversion error" in str(error)
 
 
 def open_stream(path: Path, dialect: Dialect) -> Any:
@@ -254,46 +313,72 @@ def open_stream(path: Path, dialect: Dialect) -> Any:
     return pa.input_stream(str(path), compression="gzip" if dialect.gzipped else None)
 
 
-def fault(path: Path, dialect: Dialect) -> str:
-    """Return a message about the first row with a different number of cells than the first one; "" if there is none.
+def row_length_error(path: Path, dialect: Dialect) -> str:
+    """Return a message about the first row with a different number of cells than the first row; "" if there is none.
 
-    Raise DataError if a quotation mark is not closed.
+    Raise DataError if a quotation mark is not closed, or if the file cannot be decoded.
     """
     first = 0
     for line, row in rows_of(path, dialect):
         first = first or len(row)
         if len(row) == 1 and not row[0].strip():
-            return f"{path}: line {line} is blank but for spaces; remove it"
+            return f"{path}: line {line} contains only spaces; remove it"
         if len(row) != first:
-            return f"{path}: line {line} has {len(row)} columns, but line 1 has {first}; make them equal"
+            return (
+                f"{path}: line {line} has {len(row)} columns, but the first row has {first}; correct the line or the delimiter"
+            )
     return ""
 
 
-def first_line(error: Exception | None) -> str:
+def short(error: Exception | None) -> str:
     """Return the message of an error of pyarrow as one short line."""
     return (str(error).splitlines() or [type(error).__name__])[0][:200]
 
 
-def plain(column: pa.ChunkedArray) -> pa.ChunkedArray:
-    """Return a column as one of the types of `Table`."""
+def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | None, *, text: bool = False) -> pa.ChunkedArray:
+    """Return a column as one of the types of `Table`.
+
+    text : whether the column is converted to text in any case
+
+    Raises
+    ------
+    DataError : the type of the column is neither numbers nor text, or the text cannot be decoded
+    """
     import pyarrow as pa
     from pyarrow import compute
 
     kind = column.type
-    if pa.types.is_dictionary(kind):
-        column, kind = column.cast(kind.value_type), kind.value_type
-    if pa.types.is_integer(kind) or pa.types.is_decimal(kind) or pa.types.is_floating(kind) or pa.types.is_null(kind):
-        whole = pa.types.is_integer(kind) and kind != pa.uint64()
-        return column if kind in (pa.int64(), pa.float64()) else column.cast(pa.int64() if whole else pa.float64())
-    if pa.types.is_boolean(kind):
-        return column
-    text = compute.utf8_trim_whitespace(column.cast(pa.string()))
-    return compute.if_else(compute.is_in(text, pa.array(sorted(MISSING))), pa.scalar(None, pa.string()), text)
+    try:
+        if pa.types.is_dictionary(kind):
+            column, kind = column.cast(kind.value_type), kind.value_type
+        if not text and (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
+            whole = pa.types.is_integer(kind) and kind != pa.uint64()
+            return (
+                column if kind in (pa.int64(), pa.float64()) else column.cast(pa.int64() if whole else pa.float64(), safe=False)
+            )
+        if not text and (pa.types.is_boolean(kind) or pa.types.is_null(kind)):
+            return column if pa.types.is_boolean(kind) else column.cast(pa.float64())
+        trimmed = compute.utf8_trim_whitespace(column.cast(pa.string()))
+        trimmed = compute.if_else(compute.is_in(trimmed, pa.array(sorted(MISSING))), pa.scalar(None, pa.string()), trimmed)
+    except pa.ArrowException as error:
+        if dialect is not None:
+            row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
+        raise DataError(f"{path}: column {name!r} has the type {kind}, which is neither numbers nor text; drop it") from error
+    return trimmed if text else numbers_if_possible(trimmed, dialect)
 
 
-def has_decimal_commas(column: pa.ChunkedArray) -> bool:
-    """Return whether all values of a column of text are numbers with a decimal comma."""
-    if str(column.type) != "string" or column.null_count == len(column):
-        return False
-    values = column.drop_null().unique().to_pylist()
-    return all(COMMA_NUMBER.fullmatch(value) for value in values)
+def numbers_if_possible(texts: pa.ChunkedArray, dialect: Dialect | None) -> pa.ChunkedArray:
+    """Return a column of text as numbers if all its texts are numbers that pyarrow did not recognize, such as +5 or 1,5."""
+    import pyarrow as pa
+
+    first = texts.drop_null().slice(0, 1).to_pylist()
+    if dialect is None or not first or not looks_numeric(first[0]):
+        return texts
+    coded = texts.combine_chunks().dictionary_encode()
+    coded = coded.combine_chunks() if isinstance(coded, pa.ChunkedArray) else coded
+    cells = coded.dictionary.to_pylist()
+    decimal = "," if dialect.delimiter != "," and not all(map(dialect.is_number, cells)) else dialect.decimal
+    if not all(map(dialect._replace(decimal=decimal).is_number, cells)):
+        return texts
+    numbers = pa.array([float(cell.replace(decimal, ".")) for cell in cells], pa.float64())
+    return pa.chunked_array([numbers.take(coded.indices)])

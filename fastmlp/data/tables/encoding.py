@@ -1,29 +1,27 @@
-"""Encoding of the features of a table as numbers: one-hot encoding of text, and values for missing ones.
+"""Encoding of the features of a table as numbers: one-hot encoding of categories, and values that replace missing ones.
 
-`fit_encoding` fits an encoding to the rows of the training split. It is stored in the model file, so that `encode` gives the
-features of any other table in the same order, matched by the names of the columns.
+`fit_encoding` fits an encoding to the training split. It is stored in the model file, so that `encode` returns the features of
+any other table in the same order; the columns are matched by their names.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import msgspec
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.table import Table
-from fastmlp.data.tables.target import TableOptions, describe, is_pixel_count
+from fastmlp.data.readers.dialect import Expected, looks_numeric
+from fastmlp.data.readers.table import Table, as_floats
+from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError
 
-if TYPE_CHECKING:
-    import pyarrow as pa
-
-MISSING_VALUES = ("drop", "mean", "median")  # how rows with missing values are treated, other than by an error
-MOST_VALUES = 100  # distinct values of a column of text that is encoded one-hot
-FEW_TEXTS = 0.1  # a column in which at most this fraction of the values are no numbers has faults, and is no text
-MOST_EXAMPLES = 3  # names or values that a message lists
+MISSING_VALUES = ("drop", "mean", "median")  # how missing values are handled, if they are not an error
+MAX_CATEGORIES = 100  # distinct values of a column of text that is encoded one-hot
+MAX_INVALID = 0.1  # a column in which at most this fraction of the cells is not numeric is assumed to contain errors
+MAX_LISTED = 3  # names or values that a message lists
 
 
 class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -31,36 +29,42 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     name : name of the column
     position : index of the column in the table that the encoding was fitted to
-    values : for text, the values in sorted order, each of which has a feature that is 1 or 0; None for numbers
-    fill : number that replaces missing values; None if they are an error
+    categories : for text, the values in sorted order, each of which has a feature that is 1 or 0; None for numbers
+    fill_value : number that replaces missing values; None if they are an error
     """
 
     name: str
     position: int
-    values: tuple[str, ...] | None = None
-    fill: float | None = None
+    categories: tuple[str, ...] | None = None
+    fill_value: float | None = None
 
     @property
     def width(self) -> int:
         """Number of features."""
-        return 1 if self.values is None else len(self.values)
+        return 1 if self.categories is None else len(self.categories)
 
 
 class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     """The encoding of the features of a table.
 
     columns : the columns that are features, in the order of the features
-    target : name of the target
+    target : name of the target; empty if it is not known
     header : whether the columns have names; otherwise they are matched by their positions
-    width : number of columns of the table that the encoding was fitted to
+    n_columns : number of columns of the table that the encoding was fitted to
     missing : one of `MISSING_VALUES`, or None if missing values are an error
+    delimiter : delimiter of the text file that the encoding was fitted to; empty for other sources
+    text_target : whether the target is text
+    pixels : whether the features are the pixels of gray images, whose order is fixed
     """
 
     columns: tuple[Column, ...]
     target: str
     header: bool
-    width: int
+    n_columns: int
     missing: str | None = None
+    delimiter: str = ""
+    text_target: bool = False
+    pixels: bool = False
 
     @property
     def features(self) -> int:
@@ -69,15 +73,27 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
     @property
     def names(self) -> list[str]:
-        """Names of the features; those of text are followed by "=" and the value."""
+        """Names of the features; those of categories are the name of the column, "=" and the category."""
         return [
             name
             for column in self.columns
-            for name in ([column.name] if column.values is None else [f"{column.name}={value}" for value in column.values])
+            for name in ([column.name] if column.categories is None else [f"{column.name}={one}" for one in column.categories])
         ]
 
+    @property
+    def texts(self) -> frozenset[str]:
+        """Names of the columns that contain text."""
+        names = {column.name for column in self.columns if column.categories is not None}
+        return frozenset(names | ({self.target} if self.text_target else set()))
+
+    @property
+    def expected(self) -> Expected:
+        """What is known about the format of another table."""
+        names = frozenset(column.name for column in self.columns) if self.header else frozenset()
+        return Expected(names, self.delimiter, None if self.pixels else self.header)
+
     def decode(self, x: npt.NDArray[Any]) -> dict[str, list[Any]]:
-        """Return the values of the columns for encoded rows x (n, features); text without a value gives "".
+        """Return the values of the columns for encoded rows x (n, features); a row without a category gives "".
 
         >>> columns = (Column("kind", 0, ("fig", "plum")), Column("size", 1))
         >>> TableEncoding(columns, "price", True, 3).decode(np.array([[0, 1, 2.5]]))
@@ -88,19 +104,19 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
         for column in self.columns:
             part = x[:, start : start + column.width]
             start += column.width
-            if column.values is None:
+            if column.categories is None:
                 found[column.name] = part[:, 0].tolist()
             else:
-                found[column.name] = [column.values[row.argmax()] if row.any() else "" for row in part]
+                found[column.name] = [column.categories[row.argmax()] if row.any() else "" for row in part]
         return found
 
 
 class Encoded(NamedTuple):
     """Encoded rows of a table.
 
-    x : (n, features) float; rows with missing values are zero if `missing` of the encoding is "drop"
+    x : (n, features) float; incomplete rows are zero
     incomplete : (n,) bool, where a row has missing values and the encoding does not replace them
-    notes : messages about columns that are ignored, and about values that are not in the encoding
+    notes : messages about columns that are ignored, and about categories that are not in the encoding
     """
 
     x: npt.NDArray[Any]
@@ -118,136 +134,127 @@ def fit_encoding(
 
     Raises
     ------
-    DataError : a column of text has too many values, or a column of numbers has cells that are no numbers
+    DataError : a column of text has too many categories, or a column of numbers has cells that are not numeric
     """
     columns = []
-    for number in features:
-        name = table.names[number] if table.header and table.names[number] else f"column {number + 1}"
-        if table.is_text(number):
-            check_text(table, number)
-            values = tuple(sorted(table.columns[number].take(rows).drop_null().unique().to_pylist()))
-            columns.append(Column(name, number, values))
-        else:
-            columns.append(Column(name, number, None, fill_value(table, number, options.missing, rows)))
-    name = table.names[target] if table.header else f"column {target + 1}"
-    return TableEncoding(tuple(columns), name, table.header, len(table.columns), options.missing)
+    for index in features:
+        categories = fill_value = None
+        if table.is_text(index):
+            check_categories(table, index)
+            categories = tuple(sorted(table.columns[index].take(rows).unique().drop_null().to_pylist()))
+        elif options.missing in ("mean", "median"):
+            fill_value = mean_or_median(table.floats(index)[rows], options.missing)
+        columns.append(Column(table.labels[index], index, categories, fill_value))
+    return TableEncoding(
+        tuple(columns),
+        table.labels[target],
+        table.header,
+        len(table.columns),
+        options.missing,
+        "" if table.dialect is None else table.dialect.delimiter,
+        table.is_text(target),
+    )
 
 
-def check_text(table: Table, number: int) -> None:
-    """Raise DataError if a column of text has too many values, or faults, see `check_faults`."""
-    check_faults(table, number)
-    distinct = table.columns[number].drop_null().unique().to_pylist()
-    if len(distinct) > MOST_VALUES:
+def mean_or_median(values: npt.NDArray[np.float64], kind: str) -> float:
+    """Return the mean or the median of values without NaN; 0 if there are none."""
+    values = values[~np.isnan(values)]
+    if not len(values):
+        return 0.0
+    return float(values.mean() if kind == "mean" else np.median(values))
+
+
+def check_categories(table: Table, index: int) -> None:
+    """Raise DataError if a column of text has too many categories, or if it is mostly numeric."""
+    check_numeric(table, index)
+    distinct = table.distinct(index)
+    if len(distinct) > MAX_CATEGORIES:
         raise DataError(
-            f"{table.path}: {describe(table, number)} has {len(distinct)} different texts, such as {distinct[0]!r}; at most "
-            f"{MOST_VALUES} can be encoded; drop the column",
+            f"{table.path}: {table.describe(index)} has {len(distinct)} distinct texts, such as {distinct[0]!r}; at most "
+            f"{MAX_CATEGORIES} can be encoded; drop the column",
             settings=("drop",),
         )
 
 
-def check_faults(table: Table, number: int) -> None:
-    """Raise DataError if most values of a column of text are numbers, so that the others are faults."""
-    if table.dialect is None:
+def check_numeric(table: Table, index: int) -> None:
+    """Raise DataError if most cells of a column of text are numbers, so that the other cells are probably errors."""
+    import pyarrow as pa
+    from pyarrow import compute
+
+    cells = table.columns[index].drop_null()
+    distinct = table.distinct(index)
+    if table.dialect is None or not any(map(looks_numeric, distinct)):
         return
-    values = table.columns[number].drop_null()
-    wrong = [value for value in values.unique().to_pylist() if not table.dialect.is_number(value)]
-    if wrong and count_of(values, wrong) <= FEW_TEXTS * len(values):
-        row = first_row(table, number, wrong)
-        place = f"{table.location(row)}, {describe(table, number)}"
-        raise DataError(f"{place}: {table.columns[number][row].as_py()!r} is not a number; correct it or remove the line")
+    others = pa.array([cell for cell in distinct if not looks_numeric(cell)], pa.string())
+    count = int(compute.sum(compute.is_in(cells, others)).as_py() or 0)
+    if count <= MAX_INVALID * len(cells):
+        raise not_numeric_cell(table, index)
 
 
-def count_of(values: pa.ChunkedArray, some: Sequence[str]) -> int:
-    """Return how many of the values are among some."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    return int(compute.sum(compute.is_in(values, pa.array(some, pa.string()))).as_py() or 0)
-
-
-def first_row(table: Table, number: int, some: Sequence[str]) -> int:
-    """Return the first row in which a column of text has one of some values; 0 if there is none."""
-    import pyarrow as pa
-    from pyarrow import compute
-
-    found = compute.is_in(table.columns[number], pa.array(some, pa.string())).to_numpy()
-    return int(np.argmax(found))
-
-
-def first_text(table: Table, number: int) -> int:
-    """Return the first row in which a column of text has no number."""
-    texts = table.columns[number].drop_null().unique().to_pylist()
-    wrong = [text for text in texts if table.dialect is None or not table.dialect.is_number(text)]
-    return first_row(table, number, wrong)
-
-
-def fill_value(table: Table, number: int, missing: str | None, rows: npt.NDArray[np.int64]) -> float | None:
-    """Return the number that replaces missing values of a column: the mean or the median of the given rows.
-
-    It is 0 if all these values are missing.
-    """
-    if missing not in ("mean", "median"):
-        return None
-    values = table.numbers(number)[rows]
-    values = values[~np.isnan(values)]
-    if not len(values):
-        return 0.0
-    return float(values.mean() if missing == "mean" else np.median(values))
+def not_numeric_cell(table: Table, index: int) -> DataError:
+    """Return the error for the first cell of a column of text that is not a number."""
+    row = table.first_row(index, [cell for cell in table.distinct(index) if not table.is_number(cell)])
+    cell = table.columns[index][row].as_py()
+    remedy = "correct it, remove the row, or drop the column"
+    return DataError(f"{table.location(row, index)}: {cell!r} is not a number; {remedy}", settings=("drop",))
 
 
 def encode(
     table: Table,
     encoding: TableEncoding,
-    numbers: Sequence[int] | None = None,
+    indices: Sequence[int] | None = None,
     *,
     fitted: bool = False,
     dtype: npt.DTypeLike = np.float32,
 ) -> Encoded:
     """Return the features of a table.
 
-    numbers : indices of the columns of the encoding; None to match them by name, see `match_columns`
+    indices : indices of the columns of the encoding; None to match them by name, see `match_columns`
     fitted : whether the encoding was fitted to this table, for error messages
     dtype : floating-point dtype of the features
 
     Raises
     ------
-    DataError : a column is missing, or has missing values or cells that are no numbers
+    DataError : a column is missing, or has missing values or cells that are not numeric
     """
     notes: list[str] = []
-    if numbers is None:
-        numbers, notes = match_columns(table, encoding)
+    if indices is None:
+        indices, notes = match_columns(table, encoding)
     incomplete = np.zeros(table.rows, bool)
-    if encoding.missing == "drop":
-        for number in numbers:
-            if table.missing_counts[number]:
-                incomplete |= table.missing(number)
     if encoding.missing is None:
-        check_complete(table, numbers, fitted)
+        check_complete(table, indices, encoding, fitted)
+    elif encoding.missing == "drop":
+        for index in indices:
+            if table.missing_counts[index]:
+                incomplete |= table.missing(index)
     x = np.zeros((table.rows, encoding.features), dtype)
+    numeric: list[tuple[int, int, Column]] = []
     start = 0
-    for number, column in zip(numbers, encoding.columns, strict=True):
-        if column.values is None:
-            x[:, start] = numbers_of(table, number, column, incomplete, np.dtype(dtype))
+    for index, column in zip(indices, encoding.columns, strict=True):
+        if column.categories is None:
+            numeric.append((index, start, column))
         else:
-            notes += one_hot(table, number, column, x[:, start : start + column.width])
+            notes += one_hot(table, index, column.categories, x[:, start : start + column.width])
         start += column.width
+    fill_numbers(table, numeric, x, incomplete)
     x[incomplete] = 0
     return Encoded(x, incomplete, tuple(notes))
 
 
-def check_complete(table: Table, numbers: Sequence[int], fitted: bool) -> None:
+def check_complete(table: Table, indices: Sequence[int], encoding: TableEncoding, fitted: bool) -> None:
     """Raise DataError, with the remedy, if columns have missing values."""
-    found = [(number, count) for number in numbers if (count := table.missing_counts[number])]
+    found = [(index, count) for index in indices if (count := table.missing_counts[index])]
     if not found:
         return
-    counts = listing([f"{describe(table, number)} has {count}" for number, count in found])
-    line = table.location(int(np.argmax(table.missing(found[0][0])))).rpartition(": ")[2]
-    treatments = f"{', '.join(MISSING_VALUES[:-1])} or {MISSING_VALUES[-1]}"
-    remedy = (
-        f"set missing to {treatments}, or drop columns" if fitted else f"fill them, or train with missing set to {treatments}"
-    )
+    counts = listing([f"{table.describe(index)} has {count}" for index, count in found])
+    row = table.location(int(np.argmax(table.missing(found[0][0])))).rpartition(": ")[2]
+    choices = f"{', '.join(MISSING_VALUES[:-1])} or {MISSING_VALUES[-1]}"
+    if fitted:
+        remedy = f"set missing to {choices}, or drop columns"
+    else:
+        remedy = f"fill them, or train with missing set to {choices}" if encoding.target else "fill them"
     raise DataError(
-        f"{table.path}: missing values: {counts} (the first one in {line}); {remedy}",
+        f"{table.path}: missing values: {counts} (the first one in {row}); {remedy}",
         settings=("missing", "drop") if fitted else (),
     )
 
@@ -258,47 +265,73 @@ def listing(parts: Sequence[str]) -> str:
     >>> listing(["a", "b", "c", "d", "e"])
     'a, b, c and 2 more'
     """
-    more = len(parts) - MOST_EXAMPLES
-    return ", ".join(parts[:MOST_EXAMPLES]) + (f" and {more} more" if more > 0 else "")
+    more = len(parts) - MAX_LISTED
+    return ", ".join(parts[:MAX_LISTED]) + (f" and {more} more" if more > 0 else "")
 
 
-def numbers_of(
-    table: Table, number: int, column: Column, incomplete: npt.NDArray[np.bool_], dtype: np.dtype[Any]
-) -> npt.NDArray[np.float64]:
-    """Return the numbers of a column, with missing values replaced; in complete rows, they must be finite in the dtype."""
-    if table.is_text(number):
-        row = first_text(table, number)
-        place = f"{table.location(row)}, {describe(table, number)}"
-        raise DataError(f"{place}: {table.columns[number][row].as_py()!r} is not a number; correct it or remove the line")
-    values = table.numbers(number)
-    if column.fill is not None:
-        values = np.where(np.isnan(values), column.fill, values)
-    wrong_rows = ~(np.abs(values) <= np.finfo(dtype).max) & ~incomplete
-    if wrong_rows.any():
-        row = int(np.argmax(wrong_rows))
+def fill_numbers(
+    table: Table, columns: Sequence[tuple[int, int, Column]], x: npt.NDArray[Any], incomplete: npt.NDArray[np.bool_]
+) -> None:
+    """Write columns of numbers into x (rows, features), with missing values replaced.
+
+    The columns are written chunk by chunk, because writing one column after the other takes twice as long in a large table.
+
+    columns : index of the column, index of its feature, and its encoding
+    incomplete : (rows,) bool, rows whose values need not be finite
+
+    Raises
+    ------
+    DataError : a cell is not a number, or is not finite in the dtype of x
+    """
+    import pyarrow as pa
+
+    for index, _, _ in columns:
+        if table.is_text(index):
+            raise not_numeric_cell(table, index)
+    arrays = [table.columns[index] for index, _, _ in columns]
+    stop = 0
+    for batch in pa.table(arrays, [str(number) for number in range(len(arrays))]).to_batches() if arrays else ():
+        start, stop = stop, stop + len(batch)
+        for (_, feature, column), values in zip(columns, batch.columns, strict=True):
+            numbers = as_floats(values.cast(pa.int8()) if str(values.type) == "bool" else values)
+            if column.fill_value is not None:
+                numbers = np.where(np.isnan(numbers), column.fill_value, numbers)
+            with np.errstate(over="ignore"):  # an overflow becomes infinity
+                x[start:stop, feature] = numbers
+        features = [feature for _, feature, _ in columns]
+        if not np.isfinite(x[start:stop]).all():
+            check_finite(table, columns, x[start:stop, features], incomplete[start:stop], start)
+
+
+def check_finite(
+    table: Table, columns: Sequence[tuple[int, int, Column]], x: npt.NDArray[Any], incomplete: npt.NDArray[np.bool_], start: int
+) -> None:
+    """Raise DataError if a value of x, the rows of a table from `start`, is not finite, except in incomplete rows."""
+    wrong = ~np.isfinite(x) & ~incomplete[:, None]
+    if wrong.any():
+        row, number = (int(one[0]) for one in np.nonzero(wrong))
+        index = columns[number][0]
+        value = table.floats(index)[start + row]
         raise DataError(
-            f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite {dtype} number; correct it or "
-            "remove the line"
+            f"{table.location(start + row, index)}: {value} is not a finite {x.dtype} number; correct it or remove the row"
         )
-    return values
 
 
-def one_hot(table: Table, number: int, column: Column, out: npt.NDArray[Any]) -> list[str]:
-    """Write the one-hot encoding of a column into `out` (rows, values); return a note about values that are not encoded."""
+def one_hot(table: Table, index: int, categories: Sequence[str], out: npt.NDArray[Any]) -> list[str]:
+    """Write the one-hot encoding of a column into `out` (rows, categories); return a note about unknown categories."""
     import pyarrow as pa
     from pyarrow import compute
 
-    assert column.values is not None
-    texts = table.columns[number].cast(pa.string())
-    codes = compute.index_in(texts, pa.array(column.values, pa.string())).to_numpy()
+    texts = table.columns[index].cast(pa.string())
+    codes = compute.index_in(texts, pa.array(categories, pa.string())).to_numpy()
     known = ~np.isnan(codes.astype(np.float64))
-    rows = np.flatnonzero(known)
-    out[rows, codes[known].astype(np.int64)] = 1
+    out[np.flatnonzero(known), codes[known].astype(np.int64)] = 1
     unknown = texts.filter(pa.array(~known)).drop_null()
     if not len(unknown):
         return []
-    shown = ", ".join(map(repr, unknown.unique().to_pylist()[:MOST_EXAMPLES]))
-    return [f"{describe(table, number)} has {len(unknown)} values that were not in the training data, such as {shown}"]
+    shown = listing([*map(repr, unknown.unique().to_pylist())])
+    count = f"{len(unknown)} value{'s'[: len(unknown) != 1]}"
+    return [f"{table.describe(index)} has {count} not in the training split, which are encoded as zeros: {shown}"]
 
 
 def match_columns(table: Table, encoding: TableEncoding) -> tuple[list[int], list[str]]:
@@ -311,51 +344,31 @@ def match_columns(table: Table, encoding: TableEncoding) -> tuple[list[int], lis
     ------
     DataError : a column is missing, or one of the two tables has no header
     """
-    by_position = not encoding.header or (is_images(encoding) and not table.header)
-    if by_position and (found := positions(table, encoding)) is not None:
-        return found, []
+    by_position = not encoding.header or (encoding.pixels and not table.header)
+    if by_position and len(table.columns) == encoding.n_columns:
+        return [column.position for column in encoding.columns], []
+    if by_position and len(table.columns) == len(encoding.columns):
+        return [*range(len(encoding.columns))], []
     if not encoding.header:
         raise DataError(
-            f"{table.path}: {len(table.columns)} columns, but the training data had {encoding.width} columns without names, "
-            f"{len(encoding.columns)} of which are features; give a table with the same columns"
+            f"{table.path}: {len(table.columns)} columns, but the training data had {encoding.n_columns} without names, of "
+            f"which {len(encoding.columns)} are features; give a table with the same columns"
         )
     if not table.header:
+        names = ",".join(column.name for column in encoding.columns[:MAX_LISTED])
         raise DataError(
-            f"{table.path}: the file has no header, but the model's columns have names; add a header such as "
-            f"{','.join(column.name for column in encoding.columns[:MOST_EXAMPLES])}",
-            settings=("header",),
+            f"{table.path}: the file has no header, but the model's columns have names; add a header such as {names}"
         )
-    if lacking := [column.name for column in encoding.columns if column.name not in table.names]:
-        names = listing([*map(repr, lacking)])
-        raise DataError(f"{table.path}: the model needs columns that the file does not have: {names}")
+    names_in_table = table.labels
+    if lacking := [column.name for column in encoding.columns if column.name not in names_in_table]:
+        raise DataError(f"{table.path}: missing columns that the model needs: {listing([*map(repr, lacking)])}")
     used = {column.name for column in encoding.columns} | {encoding.target}
-    other = [describe(table, number) for number, name in enumerate(table.names) if name not in used]
+    other = [table.describe(index) for index, name in enumerate(names_in_table) if name not in used]
     notes = [f"ignored: {listing(other)}"] if other else []
-    return [table.names.index(column.name) for column in encoding.columns], notes
-
-
-def is_images(encoding: TableEncoding) -> bool:
-    """Return whether the features may be pixels, whose order is fixed, so that a file of them needs no header."""
-    return is_pixel_count(len(encoding.columns)) and all(column.values is None for column in encoding.columns)
-
-
-def positions(table: Table, encoding: TableEncoding) -> list[int] | None:
-    """Return the positions of the features in a table with all columns, or with the features alone; None for another table."""
-    if len(table.columns) == encoding.width:
-        return [column.position for column in encoding.columns]
-    return list(range(len(encoding.columns))) if len(table.columns) == len(encoding.columns) else None
-
-
-def narrow(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Convert x to uint8 if all values are whole numbers from 0 to 255, such as pixels; otherwise return x unchanged."""
-    if x.min() >= 0 and x.max() <= 255:
-        pixels = x.astype(np.uint8)
-        if np.array_equal(pixels, x):
-            return pixels
-    return x
+    return [names_in_table.index(column.name) for column in encoding.columns], notes
 
 
 def check_missing(missing: str | None) -> None:
-    """Raise ConfigError for an unknown way to treat missing values."""
+    """Raise ConfigError for an unknown way to handle missing values."""
     if missing is not None and missing not in MISSING_VALUES:
         raise ConfigError(f"missing must be one of {', '.join(MISSING_VALUES)}, not {missing!r}", settings=("missing",))

@@ -7,39 +7,41 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
+from fastmlp.data.readers.dialect import Expected
 from fastmlp.data.readers.table import Table, read_table
 from fastmlp.data.tables.encoding import (
     Column,
     Encoded,
     TableEncoding,
-    check_faults,
     check_missing,
+    check_numeric,
     encode,
-    first_text,
     fit_encoding,
-    is_images,
-    narrow,
+    not_numeric_cell,
 )
 from fastmlp.data.tables.target import (
     PIXEL_NAME,
     Roles,
     TableOptions,
-    describe,
     find_column,
     find_label_of_pixels,
     find_roles,
     find_weight,
+    has_bytes,
+    is_pixel_count,
 )
 from fastmlp.errors import DataError
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
+LARGEST = 2.0**53  # integers up to this are exact in float64
 FitRows = Callable[[npt.NDArray[Any]], npt.NDArray[np.int64]]
 
 
@@ -53,67 +55,83 @@ def load_table(
     path : delimited text, or a Parquet file
     options : how it is read
     encoding : the encoding of a saved model, which is applied instead of a new one
-    fit_rows : function that returns the rows to which a new encoding is fitted, for labels or targets y (n,); None for all
+    fit_rows : function that returns the rows to which a new encoding is fitted, for class numbers or targets y (n,); None for
+        all rows
 
     Returns
     -------
-    RawArrays : y has Booleans, whole numbers or float64 values, or the class numbers of labels that are texts
+    RawArrays : y has Booleans, integers or float64 values, or the class numbers of labels that are text
 
     Raises
     ------
-    DataError : the file cannot be read, has faults or missing values, or has no features
-    ConfigError : the options do not fit the table
+    DataError : the file cannot be read, has errors or missing values, or has no features
+    ConfigError : the options contradict each other
     """
     check_missing(options.missing)
-    table = read_table(path, options.delimiter, options.header)
-    roles = find_roles(table, options) if encoding is None else known_roles(table, options, encoding)
-    missing = options.missing if encoding is None else encoding.missing
-    table, notes = without_missing(table, roles, missing, encoding is None)
-    y, classes = target_of(table, roles)
     if encoding is None:
-        chosen = np.arange(table.rows) if fit_rows is None else fit_rows(np.unique(y, return_inverse=True)[1])
-        encoding = fit_encoding(table, roles.features, roles.target, options, np.sort(chosen))
-        found = encode(table, encoding, roles.features, fitted=True)
+        table = read_table(path, options.delimiter, options.header)
+        roles = find_roles(table, options)
+    else:
+        table = read_table(path, options.delimiter, options.header, encoding.expected, encoding.texts)
+        roles = known_roles(table, options, encoding)
+    table, notes = drop_incomplete(table, roles, options.missing if encoding is None else encoding.missing)
+    y, classes = target_of(table, roles, options.task)
+    if encoding is None:
+        encoding, found = fit(table, roles, options, y, fit_rows)
     else:
         found = encode(table, encoding)
         if found.incomplete.any():
             complete = np.flatnonzero(~found.incomplete)
-            notes = [*notes, left_out(table.rows - len(complete))]
+            check_rows_left(table, len(complete))
+            notes = [*notes, dropped(table.rows - len(complete))]
             table, y, found = table.take(complete), y[complete], found._replace(x=found.x[complete])
-    weight = None if roles.weight is None else table.numbers(roles.weight)
-    x = narrow(found.x)
-    whole = table.source_rows is None and table.dialect is not None
-    location = SourceLocation(str(path), "line", 1 + table.header) if whole else SourceLocation(str(path))
+    form = [] if table.dialect is None or not table.dialect.note else [table.dialect.note]
     return RawArrays(
-        x,
+        as_bytes(found.x) if encoding.pixels else found.x,
         y,
         classes,
-        image_shape(encoding, x),
-        locations=dict.fromkeys(("x", "y", "weight"), location),
-        weight=weight,
+        (math.isqrt(encoding.features),) * 2 + (1,) if encoding.pixels else None,
+        locations=dict.fromkeys(("x", "y", "weight"), rows_location(table)),
+        weight=None if roles.weight is None else weights_of(table, roles.weight),
         encoding=encoding,
         task=roles.task,
         text_labels=classes is not None,
-        notes=(*roles.notes, *notes, *found.notes),
+        notes=(*form, *roles.notes, *notes, *found.notes),
         source_rows=table.source_rows,
     )
 
 
+def fit(
+    table: Table, roles: Roles, options: TableOptions, y: npt.NDArray[Any], fit_rows: FitRows | None
+) -> tuple[TableEncoding, Encoded]:
+    """Fit an encoding to a table, and return it with the encoded features; see `load_table`."""
+    codes = y if roles.task == "regression" else np.unique(y, return_inverse=True)[1]
+    rows = np.arange(table.rows) if fit_rows is None else np.sort(fit_rows(codes))
+    encoding = fit_encoding(table, roles.features, roles.target, options, rows)
+    encoding = msgspec.structs.replace(encoding, pixels=are_pixels(table, roles.features))
+    return encoding, encode(table, encoding, roles.features, fitted=True)
+
+
+def rows_location(table: Table) -> SourceLocation:
+    """Return the source of the rows of a table for error messages."""
+    if table.source_rows is None and table.dialect is not None:
+        return SourceLocation(str(table.path), "line", 1 + table.header)
+    return SourceLocation(str(table.path), first=1)
+
+
 def known_roles(table: Table, options: TableOptions, encoding: TableEncoding) -> Roles:
     """Return the roles of the columns of a table whose encoding is known."""
-    if encoding.header and table.header:
-        target = find_column(table, options.target or encoding.target, "target")
-    elif options.target is not None:
-        target = find_column(table, options.target, "target")
-    else:
-        target = find_column(table, encoding.target, "target") if not encoding.header else find_roles(table, options).target
-    return Roles(target, find_weight(table, options.weight), (), options.task or "classification", ())
+    weight = find_weight(table, options.weight)
+    task = options.task or "classification"
+    given = options.target or (encoding.target if table.header == encoding.header else "")
+    target = find_column(table, given, "target") if given else find_roles(table, options).target
+    return Roles(target, weight, (), task, ())
 
 
-def without_missing(table: Table, roles: Roles, missing: str | None, features: bool) -> tuple[Table, list[str]]:
-    """Return a table without the rows that have missing values and are dropped, and messages.
+def drop_incomplete(table: Table, roles: Roles, missing: str | None) -> tuple[Table, list[str]]:
+    """Return a table without the rows that lack the target or a feature, if missing is "drop", and messages.
 
-    features : whether missing values of the features matter, too, besides those of the target
+    The features are only known if the encoding is not.
 
     Raises
     ------
@@ -121,65 +139,75 @@ def without_missing(table: Table, roles: Roles, missing: str | None, features: b
     """
     wrong = table.missing(roles.target)
     if wrong.any() and missing != "drop":
-        count, line = int(wrong.sum()), table.location(int(np.argmax(wrong))).rpartition(": ")[2]
+        where = f"{table.describe(roles.target)}, has {int(wrong.sum())} (the first one in {row_of(table, wrong)})"
+        remedy = "remove these rows" + (", or set missing to drop" if roles.features else "")
         raise DataError(
-            f"{table.path}: missing values: the target, {describe(table, roles.target)}, has {count} (the first one in {line});"
-            " remove these rows, or set missing to drop",
-            settings=("missing",),
+            f"{table.path}: missing values: the target, {where}; {remedy}",
+            settings=("missing",) if roles.features else (),
         )
-    if missing == "drop" and features:
-        for number in roles.features:
-            wrong |= table.missing(number)
+    if missing == "drop":
+        for index in roles.features:
+            wrong |= table.missing(index)
     kept = np.flatnonzero(~wrong)
-    if not len(kept):
-        raise DataError(f"{table.path}: every row has missing values; drop columns instead", settings=("missing", "drop"))
+    check_rows_left(table, len(kept))
     if len(kept) == table.rows:
         return table, []
-    return table.take(kept), [left_out(table.rows - len(kept))]
+    return table.take(kept), [dropped(table.rows - len(kept))]
 
 
-def left_out(rows: int) -> str:
-    return f"{rows} row{'s'[: rows != 1]} with missing values {'is' if rows == 1 else 'are'} left out"
+def row_of(table: Table, mask: npt.NDArray[np.bool_]) -> str:
+    """Return the location of the first row of a mask without the path of the file, such as "line 7"."""
+    return table.location(int(np.argmax(mask))).rpartition(": ")[2]
 
 
-def target_of(table: Table, roles: Roles) -> tuple[npt.NDArray[Any], list[str] | None]:
-    """Return the target (n,), and the names of the classes if the labels are texts, so that the target has class numbers.
+def check_rows_left(table: Table, count: int) -> None:
+    """Raise DataError if no row without missing values is left."""
+    if not count:
+        raise DataError(f"{table.path}: every row has missing values; fill them, or drop columns", settings=("drop",))
 
-    Other targets are Booleans or whole numbers for classification, and float64 for regression.
+
+def dropped(rows: int) -> str:
+    """Return the message that rows were dropped.
+
+    >>> dropped(1)
+    'dropped 1 row with missing values'
     """
-    number = roles.target
-    if table.is_text(number):
-        check_faults(table, number)
-        if roles.task == "classification":
-            return class_numbers(table.columns[number])
-        row = first_text(table, number)
-        cell = table.columns[number][row].as_py()
-        raise DataError(
-            f"{table.location(row)}, {describe(table, number)}: {cell!r} is not a number, so it is no target of a regression; "
-            "correct it, or use task 'classification'",
-            settings=("task",),
-        )
-    values = table.numbers(number)
+    return f"dropped {rows} row{'s'[: rows != 1]} with missing values"
+
+
+def target_of(table: Table, roles: Roles, task: str | None) -> tuple[npt.NDArray[Any], list[str] | None]:
+    """Return the target (n,), and the class names if the labels are text, so that the target consists of class numbers.
+
+    Other targets are Booleans or integers for classification, and float64 for regression.
+
+    task : the task that was given; None if it was inferred
+    """
+    index = roles.target
+    if table.is_text(index):
+        if roles.task == "regression":
+            raise not_numeric_cell(table, index)
+        if task is None:
+            check_numeric(table, index)
+        return class_numbers(table.columns[index])
+    values = table.floats(index)
     if roles.task == "regression":
-        wrong = ~(np.abs(values) <= np.finfo(np.float32).max)
-        if wrong.any():
-            row = int(np.argmax(wrong))
-            raise DataError(
-                f"{table.location(row)}, {describe(table, number)}: {values[row]} is not a finite float32 number; correct it"
-            )
+        check_target(table, index, np.abs(values) <= np.finfo(np.float32).max, "{} is not a finite float32 number; correct it")
         return values, None
-    if str(table.columns[number].type) == "bool":
+    if str(table.columns[index].type) == "bool":
         return values.astype(bool), None
-    wrong = values != np.floor(values)
-    if wrong.any():
-        row = int(np.argmax(wrong))
-        raise DataError(
-            f"{table.location(row)}, {describe(table, number)}: the label {values[row]:g} is no whole number; correct it, or "
-            "use task 'regression'",
-            settings=("task",),
-        )
-    integers = table.columns[number] if str(table.columns[number].type) == "int64" else values.astype(np.int64)
-    return np.asarray(integers), None
+    if str(table.columns[index].type) == "int64":
+        return np.asarray(table.columns[index]), None
+    is_integer = (values == np.floor(values)) & (np.abs(values) < LARGEST)
+    check_target(table, index, is_integer, "the label {} is not an integer; correct it, or use task 'regression'")
+    return values.astype(np.int64), None
+
+
+def check_target(table: Table, index: int, good: npt.NDArray[np.bool_], text: str) -> None:
+    """Raise DataError for the first row that is not good; `text` has a placeholder for the value."""
+    if not good.all():
+        row = int(np.argmin(good))
+        reason = text.format(f"{table.floats(index)[row]:g}")
+        raise DataError(f"{table.location(row, index)}: {reason}", settings=("task",) if "task" in text else ())
 
 
 def class_numbers(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -191,15 +219,39 @@ def class_numbers(texts: pa.ChunkedArray) -> tuple[npt.NDArray[np.int64], list[s
     return compute.index_in(texts, pa.array(names)).to_numpy().astype(np.int64), names
 
 
-def image_shape(encoding: TableEncoding, x: npt.NDArray[Any]) -> tuple[int, int, int] | None:
-    """Return the shape of rows that are square gray images: at least 8x8 bytes, or columns pixel0, pixel1, …; else None."""
-    names = [PIXEL_NAME.fullmatch(column.name) for column in encoding.columns]
+def weights_of(table: Table, index: int) -> npt.NDArray[np.float64]:
+    """Return the sample weights (n,); raise DataError with the location if one is missing, not finite or not positive."""
+    values = table.floats(index)
+    good = (values > 0) & np.isfinite(values)
+    if not good.all():
+        row = int(np.argmin(good))
+        raise DataError(
+            f"{table.location(row, index)}: the sample weight is {values[row]:g}; all weights must be positive and finite",
+            settings=("weight",),
+        )
+    return values
+
+
+def are_pixels(table: Table, features: Sequence[int]) -> bool:
+    """Return whether columns are the pixels of square gray images: integers from 0 to 255 in at least 8x8 columns, or with the
+    names pixel0, pixel1, ….
+    """
+    side = math.isqrt(len(features))
+    if side * side != len(features) or any(table.missing_counts[index] for index in features):
+        return False
+    names = [PIXEL_NAME.fullmatch(table.names[index]) for index in features]
     numbers = [int(name[1]) for name in names if name is not None]
-    side = math.isqrt(encoding.features)
-    named = encoding.header and len(numbers) == len(names) and numbers == [*range(numbers[0], numbers[0] + len(numbers))]
-    if side * side != encoding.features or not (named or (is_images(encoding) and x.dtype == np.uint8)):
-        return None
-    return side, side, 1
+    named = table.header and len(numbers) == len(names) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
+    return (named or is_pixel_count(len(features))) and all(has_bytes(table, index) for index in features)
+
+
+def as_bytes(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
+    """Return pixels as uint8 if they are integers from 0 to 255; otherwise return x unchanged."""
+    if len(x) and x.min() >= 0 and x.max() <= 255:
+        pixels = x.astype(np.uint8)
+        if np.array_equal(pixels, x):
+            return pixels
+    return x
 
 
 def load_features(path: Path, encoding: TableEncoding | None, features: int) -> Encoded:
@@ -208,10 +260,10 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
     encoding : the encoding of the model; None if it was not trained on a table
     features : for a model without an encoding, the number of columns of features, all of which must be numbers
     """
-    table = read_table(path)
     if encoding is not None:
-        found = encode(table, encoding)
-        return found._replace(x=narrow(found.x))
+        found = encode(read_table(path, None, None, encoding.expected, encoding.texts), encoding)
+        return found._replace(x=as_bytes(found.x)) if encoding.pixels else found
+    table = read_table(path, None, None, Expected(delimiter="," if features == 1 else ""))
     every = range(len(table.columns))
     chosen: Sequence[int] = every
     if table.header and len(every) > features:
@@ -222,6 +274,6 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
         raise DataError(
             f"{path}: {len(every)} columns, but the model takes {features} features, or {features + 1} columns with a label"
         )
-    columns = tuple(Column(table.names[number], number) for number in chosen)
+    columns = tuple(Column(table.labels[index], index) for index in chosen)
     found = encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
-    return found._replace(x=narrow(found.x))
+    return found._replace(x=as_bytes(found.x)) if is_pixel_count(features) else found

@@ -18,11 +18,11 @@ from fastmlp.data.readers.table import Table
 from fastmlp.errors import ConfigError, DataError, unknown_name
 
 NAMES = ("label", "class", "target", "outcome", "y")  # a column with one of these names is the target
-OTHER_NAMES = ("species", "survived", "quality")  # if none has, a column with one of these names
-MOST_LABELS = 100  # distinct whole numbers at one end of a table without a header that may be labels
-MOST_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct values is not a target
-FEWEST_PIXELS = 64
-FEWEST_INDEXED = 10  # rows from which a first column 0, 1, 2, … may be an index
+OTHER_NAMES = ("species", "survived", "quality")  # if there is none, a column with one of these names
+MAX_LABELS = 100  # distinct integers in the first or last column of a table without a header that may be labels
+MAX_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct values cannot be the target
+MIN_PIXELS = 64
+MIN_INDEX_ROWS = 10  # rows from which a first column 0, 1, 2, … may be an index
 PIXEL_NAME = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
 PIXEL = re.compile(r"(pixel|px|p|x)?[_ ]?\d+([x_]\d+)?", re.IGNORECASE)  # also 1x1 or 17
 INDEX = re.compile(r"unnamed: \d+|", re.IGNORECASE)  # name of the index that pandas writes
@@ -43,7 +43,7 @@ class TableOptions(NamedTuple):
 class Roles(NamedTuple):
     """The roles of the columns of a table.
 
-    target : index of the target; None if the table has no target, as for predictions
+    target : index of the target
     weight : index of the column of sample weights, or None
     features : indices of the features
     task : "classification" or "regression"
@@ -63,46 +63,42 @@ def find_roles(table: Table, options: TableOptions) -> Roles:
     Raises
     ------
     ConfigError : options contradict each other
-    DataError : a column that the options name does not exist, there is no target, or it is not clear which column is
+    DataError : a column that the options name does not exist, there is no target, or it is not clear which column it is
     """
     dropped = {find_column(table, name, "drop") for name in options.drop}
     notes = []
-    for number in range(len(table.columns)):
-        if number not in dropped and table.missing_counts[number] == table.rows and not table.names[number].strip():
-            dropped.add(number)  # the lines end with a delimiter
-            notes.append(f"column {number + 1}, which is empty, is ignored")
+    for index in range(len(table.columns)):
+        if index not in dropped and table.missing_counts[index] == table.rows and not table.names[index]:
+            dropped.add(index)  # the lines end with a delimiter
+            notes.append(f"ignored: empty column {index + 1}")
     weight = find_weight(table, options.weight)
-    left = [number for number in range(len(table.columns)) if number not in (*dropped, weight)]
-    index = find_index(table, left)
+    candidates = [index for index in range(len(table.columns)) if index not in (*dropped, weight)]
+    row_index = find_index(table, candidates)
     if options.target is not None:
-        target = find_column(table, options.target, "target", left)
+        target = find_column(table, options.target, "target", candidates)
         for other, used in (("drop", target in dropped), ("weight", target == weight)):
             if used:
                 raise ConfigError(f"target and {other} are the same column, {options.target}", settings=("target", other))
     else:
-        target = find_target(table, [number for number in left if number != index])
-    if index is not None and target != index and is_index(table, index, target, left):
-        left.remove(index)
-        notes.append(f"{describe(table, index)}, which numbers the rows, is ignored")
-    features = tuple(number for number in left if number != target)
+        target = find_target(table, [index for index in candidates if index != row_index])
+    if row_index is not None and target != row_index and is_index(table, row_index, target, candidates):
+        candidates.remove(row_index)
+        notes.append(f"ignored: {table.describe(row_index)} (row index)")
+    features = tuple(index for index in candidates if index != target)
     if not features:
-        raise DataError(f"{table.path}: no features besides the target {describe(table, target)}; add columns")
+        raise DataError(f"{table.path}: no features besides the target, {table.describe(target)}; add columns")
     task = options.task or find_task(table, target, features)
-    word = f"{len(features)} feature{'s'[: len(features) != 1]}"
-    notes.append(f"target: {describe(table, target)}, {task}; {word}")
+    count = f"{len(features)} feature{'s'[: len(features) != 1]}"
+    notes.append(f"target: {table.describe(target)}, {task}; {count}")
     return Roles(target, weight, features, task, tuple(notes))
 
 
-def describe(table: Table, number: int) -> str:
-    """Return the number of a column, from 1, and its name, if the file has names."""
-    name = table.names[number]
-    return f"column {number + 1}" + (f" {name!r}" if table.header and name else "")
-
-
-def find_column(table: Table, given: str, setting: str, left: Sequence[int] | None = None) -> int:
+def find_column(table: Table, given: str, setting: str, candidates: Sequence[int] | None = None) -> int:
     """Return the index of a column that is given by its name, by its number from 1, or as "first" or "last".
 
-    left : indices among which "first" and "last" are meant; None for all columns
+    A name takes precedence over a number.
+
+    candidates : indices of the columns among which "first" and "last" are chosen; None for all columns
 
     Raises
     ------
@@ -111,131 +107,133 @@ def find_column(table: Table, given: str, setting: str, left: Sequence[int] | No
     names = table.names if table.header else []
     if given in names:
         return names.index(given)
-    same = [number for number, name in enumerate(names) if name.lower() == given.lower()]
+    same = [index for index, name in enumerate(names) if name.lower() == given.lower()]
     if len(same) == 1:
         return same[0]
-    places = left or range(len(table.columns))
+    indices = candidates or range(len(table.columns))
     if given in ("first", "last"):
-        return places[0 if given == "first" else -1]
+        return indices[0 if given == "first" else -1]
     number = given.removeprefix("column ")
     if number.isdecimal():
         if 1 <= int(number) <= len(table.columns):
             return int(number) - 1
         raise DataError(f"{table.path}: {setting} {given}, but the table has {len(table.columns)} columns", settings=(setting,))
-    hint = "" if names else "; the file has no header, so give the number of the column, first or last"
-    known = unknown_name("column", given, names) if names else f"unknown column {given!r}"
-    raise DataError(f"{table.path}: {known}{hint}", settings=(setting,))
+    reason = f"unknown column {given!r}; the file has no header, so set {setting} to the number of a column, first or last"
+    raise DataError(f"{table.path}: {unknown_name('column', given, names) if names else reason}", settings=(setting,))
 
 
 def find_weight(table: Table, given: str | None) -> int | None:
-    """Return the index of the column of sample weights, or None; raise DataError if it has text."""
+    """Return the index of the column of sample weights, or None; raise DataError if it contains text."""
     if given is None:
         return None
-    number = find_column(table, given, "weight")
-    if table.is_text(number):
-        raise DataError(f"{table.path}: {describe(table, number)} has text, so it has no sample weights", settings=("weight",))
-    return number
+    index = find_column(table, given, "weight")
+    if table.is_text(index):
+        raise DataError(f"{table.path}: {table.describe(index)} contains text, not sample weights", settings=("weight",))
+    return index
 
 
-def find_index(table: Table, left: Sequence[int]) -> int | None:
-    """Return the first column if it may be an index that pandas wrote: 0, 1, 2, …, or whole numbers without a name."""
-    if not left or left[0] != 0 or table.is_text(0) or table.missing_counts[0]:
+def find_index(table: Table, candidates: Sequence[int]) -> int | None:
+    """Return the index of the first column if it may be a row index of pandas: without a name, or 0, 1, 2, …."""
+    if not candidates or candidates[0] != 0:
         return None
-    values = table.numbers(0)
-    unnamed = table.header and INDEX.fullmatch(table.names[0]) is not None
-    counts = np.array_equal(values, np.arange(len(values)))
-    return 0 if unnamed or (counts and len(values) >= FEWEST_INDEXED) else None
+    if table.header and INDEX.fullmatch(table.names[0]):
+        return 0
+    if table.is_text(0) or table.rows < MIN_INDEX_ROWS:
+        return None
+    return 0 if np.array_equal(table.floats(0), np.arange(table.rows)) else None
 
 
-def is_index(table: Table, index: int, target: int, left: Sequence[int]) -> bool:
+def is_index(table: Table, row_index: int, target: int, candidates: Sequence[int]) -> bool:
     """Return whether the column of `find_index` is an index: it has no name, or the target is the next column."""
-    unnamed = not table.header or INDEX.fullmatch(table.names[index]) is not None
-    return unnamed or target == left[1]
+    unnamed = not table.header or INDEX.fullmatch(table.names[row_index]) is not None
+    return unnamed or target == candidates[1]
 
 
-def find_target(table: Table, left: Sequence[int]) -> int:
-    """Return the index of the target among the columns `left`, by the rules in docs/tables.md."""
-    if not left:
+def find_target(table: Table, candidates: Sequence[int]) -> int:
+    """Return the index of the target among the candidates, by the rules in docs/tables.md."""
+    if not candidates:
         raise DataError(f"{table.path}: no columns are left for the target and the features", settings=("drop",))
     if table.header:
         for names in (NAMES, OTHER_NAMES):
-            found = [number for number in left if table.names[number].lower() in names]
+            found = [index for index in candidates if table.names[index].lower() in names]
             if len(found) == 1:
                 return found[0]
             if found:
-                several = " and ".join(describe(table, number) for number in found)
-                raise DataError(f"{table.path}: {several} may all be the target; give the target", settings=("target",))
-    if (label := find_label_of_pixels(table, left)) is not None:
+                several = " and ".join(map(table.describe, found))
+                raise DataError(f"{table.path}: {several} could each be the target; set target", settings=("target",))
+    if (label := find_label_of_pixels(table, candidates)) is not None:
         return label
-    if table.header and all(PIXEL_NAME.fullmatch(table.names[number]) for number in left):
+    if table.header and all(PIXEL_NAME.fullmatch(table.names[index]) for index in candidates):
         raise DataError(f"{table.path}: all columns are pixels; add a column with the labels", settings=("target",))
-    return left[-1] if table.header else find_target_at_end(table, left)
+    return candidates[-1] if table.header else find_target_at_end(table, candidates)
 
 
-def find_target_at_end(table: Table, left: Sequence[int]) -> int:
+def find_target_at_end(table: Table, candidates: Sequence[int]) -> int:
     """Return the index of the target of a table without header: the only column of text, or of labels, at one end.
 
-    Raise DataError if no column or both may be the target.
+    Raise DataError if neither the first nor the last column, or both of them, can be the target.
     """
-    ends = (left[0], left[-1])
-    texts = [number for number in left if table.is_text(number)]
+    ends = (candidates[0], candidates[-1])
+    texts = [index for index in candidates if table.is_text(index)]
     if len(texts) == 1 and texts[0] in ends:
         return texts[0]
-    labels = [number for number in ends if not texts and is_label_like(table, number, MOST_LABELS)]
+    labels = [index for index in ends if not texts and has_integers(table, index, MAX_LABELS)]
     if len(labels) == 1:
         return labels[0]
     raise DataError(
-        f"{table.path}: no header, and it is not clear which column is the target; give its number, first or last",
+        f"{table.path}: no header, and it is not clear which column is the target; set target to its number, first or last",
         settings=("target",),
     )
 
 
-def is_label_like(table: Table, number: int, most: int) -> bool:
-    """Return whether a column has at most `most` distinct values, which are whole numbers."""
-    if table.is_text(number):
+def has_integers(table: Table, index: int, most: int) -> bool:
+    """Return whether a column has at most `most` distinct values, all of which are integers."""
+    if table.is_text(index):
         return False
-    values = distinct(table, number)
+    values = distinct(table, index)
     return len(values) <= most and bool((values == np.floor(values)).all())
 
 
-def distinct(table: Table, number: int) -> npt.NDArray[np.float64]:
+def distinct(table: Table, index: int) -> npt.NDArray[np.float64]:
     """Return the distinct values of a column of numbers in ascending order, without missing values."""
-    return np.unique(table.numbers(number)[~table.missing(number)])
+    return np.unique(table.floats(index)[~table.missing(index)])
 
 
-def find_label_of_pixels(table: Table, left: Sequence[int]) -> int | None:
-    """Return the index of the label of a table of pixels, which is at one end; None if the table has no pixels.
+def find_label_of_pixels(table: Table, candidates: Sequence[int]) -> int | None:
+    """Return the index of the label of a table of pixels, which is the first or the last column; None for other tables.
 
-    The other columns must be bytes, and their number that of square images of at least 8x8 pixels, gray or in color. If both
-    ends may be the label, the one whose name is not that of a pixel is, then the one whose values are consecutive.
+    The other columns must contain integers from 0 to 255, and their number must be that of the pixels of a square image. If
+    both ends qualify, the column without the name of a pixel is chosen; otherwise the first one whose values are consecutive
+    integers.
     """
-    if not is_pixel_count(len(left) - 1) or not all(is_byte_like(table, number) for number in left[1:-1]):
+    if not is_pixel_count(len(candidates) - 1) or not all(has_bytes(table, index) for index in candidates[1:-1]):
         return None
-    ends = [left[0], left[-1]]
-    names = [number for number in ends if not PIXEL.fullmatch(table.names[number])]
-    if table.header and len(names) == 1:
-        return names[0]
-    possible = [number for number in ends if table.is_text(number) or are_class_numbers(distinct(table, number))]
+    ends = [candidates[0], candidates[-1]]
+    named = [index for index in ends if not PIXEL.fullmatch(table.names[index])]
+    if table.header and len(named) == 1:
+        return named[0]
+    possible = [index for index in ends if table.is_text(index) or are_class_numbers(distinct(table, index))]
     return possible[0] if possible else None
 
 
 def is_pixel_count(count: int) -> bool:
-    """Return whether a number is that of the pixels of a square image, gray or in color.
+    """Return whether a number is that of the pixels of a square image of at least 8x8 pixels, gray or in color.
 
-    >>> [is_pixel_count(count) for count in (783, 784, 3072)]
-    [False, True, True]
+    >>> [is_pixel_count(count) for count in (75, 783, 784, 3072)]
+    [False, False, True, True]
     """
-    return count >= FEWEST_PIXELS and any(
-        count % channels == 0 and math.isqrt(count // channels) ** 2 * channels == count for channels in (1, 3)
+    return any(
+        count % channels == 0 and count // channels >= MIN_PIXELS and math.isqrt(count // channels) ** 2 * channels == count
+        for channels in (1, 3)
     )
 
 
-def is_byte_like(table: Table, number: int) -> bool:
-    """Return whether a column has whole numbers from 0 to 255."""
+def has_bytes(table: Table, index: int) -> bool:
+    """Return whether a column has integers from 0 to 255."""
     from pyarrow import compute
 
-    column = table.columns[number]
-    if table.is_text(number) or str(column.type) == "bool":
+    column = table.columns[index]
+    if table.is_text(index) or str(column.type) == "bool":
         return False
     bounds = compute.min_max(column).as_py()
     if bounds["min"] is None or not (bounds["min"] >= 0 and bounds["max"] <= 255):
@@ -245,27 +243,26 @@ def is_byte_like(table: Table, number: int) -> bool:
 
 def are_class_numbers(values: npt.NDArray[np.float64]) -> bool:
     """Return whether distinct values, in ascending order, are 0, 1, 2, … or 1, 2, 3, …, and more than one."""
-    return 1 < len(values) <= MOST_LABELS and bool((values == np.arange(len(values)) + (values[0] == 1)).all())
+    return 1 < len(values) <= MAX_LABELS and bool((values == np.arange(len(values)) + (values[0] == 1)).all())
 
 
 def find_task(table: Table, target: int, features: Sequence[int]) -> str:
-    """Return the task for a target: classification for text, Booleans, labels of images, and at most 20 whole numbers.
+    """Return the task for a target: classification for text, Booleans, labels of images, and at most 20 distinct integers.
 
     Raises
     ------
-    DataError : the target is text, and has too many different values for class labels
+    DataError : the target is text, and has too many distinct values for class labels
     """
-    values = table.columns[target]
     if table.is_text(target):
-        count = len(values.drop_null().unique())
-        if count > MOST_TEXT_CLASSES and count > table.rows / 2:
+        count = len(table.distinct(target))
+        if count > MAX_TEXT_CLASSES and count > table.rows / 2:
             raise DataError(
-                f"{table.path}: {describe(table, target)} was taken as the target, but it has {count} different texts in "
-                f"{table.rows} rows, which are no class labels; give the target",
+                f"{table.path}: {table.describe(target)} was taken as the target, but its {count} distinct texts in "
+                f"{table.rows} rows are too many for class labels; set target",
                 settings=("target",),
             )
         return "classification"
-    images = is_pixel_count(len(features)) and all(is_byte_like(table, number) for number in features)
-    if str(values.type) == "bool" or (images and is_label_like(table, target, table.rows)):
+    images = is_pixel_count(len(features)) and all(has_bytes(table, index) for index in features)
+    if str(table.columns[target].type) == "bool" or (images and has_integers(table, target, table.rows)):
         return "classification"
-    return "classification" if is_label_like(table, target, MOST_WHOLE_CLASSES) else "regression"
+    return "classification" if has_integers(table, target, MOST_WHOLE_CLASSES) else "regression"
