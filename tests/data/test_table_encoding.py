@@ -282,6 +282,9 @@ def test_the_header_is_known_from_the_training_data(file: Path) -> None:
     encoding = encoding_of(file, "country,2019,2020,label\nFR,1,2,x\nDE,3,4,y\n", header=True)
     file.write_text("country,2019,2020\nFR,1,2\n")
     assert load_features(file, encoding, 4).x.tolist() == [[0, 1, 1, 2]]
+    encoding = encoding_of(file, "2019,2020,2021\n1,2,x\n3,4,y\n", header=True)
+    file.write_text("2020,2019\n5,6\n")
+    assert load_features(file, encoding, 2).x.tolist() == [[6, 5]]
     encoding = encoding_of(file, "1,red,x\n2,blue,y\n3,red,x\n4,blue,y\n", target="last")
     file.write_text("1,red\n")
     assert load_features(file, encoding, 3).x.tolist() == [[1, 0, 1]]

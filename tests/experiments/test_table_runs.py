@@ -216,6 +216,21 @@ def test_data_frames_are_matched_by_name(run: Path, tmp_path: Path) -> None:
         model.predict(new.drop(columns="color"))
 
 
+def test_unknown_categories_of_a_data_frame_are_told(run: Path) -> None:
+    model = fastmlp.load(run, backend="numpy")
+    with pytest.warns(UserWarning, match="data frame: column 2 'color' has 3 values not in the training split"):
+        model.predict(frame(3).assign(color="pink"))
+
+
+def test_data_frames_that_cannot_be_converted(run: Path) -> None:
+    model, new = fastmlp.load(run, backend="numpy"), frame(3)
+    model.predict(new.assign(other=[[1], [2], [3]]))  # a column that the model does not use
+    with pytest.raises(DataError, match="data frame: it cannot be converted to an Arrow table"):
+        model.predict(new.assign(size=[1, "a", 2.5]))
+    with pytest.raises(DataError, match="data frame: column 'size' has the type list"):
+        model.predict(pl.from_pandas(new).with_columns(size=pl.Series([[1.0], [2.0], [3.0]])))
+
+
 def test_a_data_frame_with_missing_values(tmp_path: Path) -> None:
     file = write(tmp_path / "gaps.csv", gaps())
     for missing in ("drop", "mean"):

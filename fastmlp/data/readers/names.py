@@ -1,4 +1,4 @@
-"""Names of arrays in files: those of fastmlp, Keras, scikit-learn, PyTorch and `numpy.savez`.
+"""Common names of the arrays of a data set in files, such as those of Keras, scikit-learn, PyTorch and `numpy.savez`.
 
 Sources: `keras.datasets.mnist.load_data` (mnist.npz), the scikit-learn Bunch, torchvision's processed files.
 """
