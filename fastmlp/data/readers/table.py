@@ -363,7 +363,8 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
     except pa.ArrowException as error:
         if dialect is not None:
             row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
-        raise DataError(f"{path}: column {name!r} has the type {kind}, which is neither numbers nor text; convert or drop it") from error
+        reason = f"has the type {kind}, which is neither numbers nor text; convert or drop it"
+        raise DataError(f"{path}: column {name!r} {reason}") from error
     return trimmed if text else numbers_if_possible(trimmed, dialect)
 
 
