@@ -281,7 +281,7 @@ def check_labels(
 
     Parameters
     ----------
-    values : labels, (n,) or (n, 1): whole numbers, Booleans or strings; or one-hot rows, (n, k)
+    values : labels, (n,) or (n, 1): integer values, Booleans or strings; or one-hot rows, (n, k)
     names : names of the classes, of which integer labels are indices; if empty, the classes are the values that occur
     location : source of the labels, for error messages
     encoder : encoder of the training labels, for labels of the test set
@@ -345,7 +345,7 @@ def _plain_labels(array: Array, location: SourceLocation) -> Array:
 
 
 def _whole(array: Array, location: SourceLocation, classes: int) -> Array:
-    """Return labels that are whole numbers as integers. `classes` is the number of class names; 0 if there are none."""
+    """Return labels with integer values as integers. `classes` is the number of class names; 0 if there are none."""
     good = np.isfinite(array) & (np.floor(array) == array)
     if classes:
         good &= (array >= 0) & (array < classes)

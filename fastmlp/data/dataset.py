@@ -134,8 +134,8 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str | None = None
     arrays : RawArrays
         The features x have shape (n, features), (n, height, width) or (n, height, width, channels). uint8 values are
         kept; other numbers are converted to float32. If only one of x and x_test is uint8, both become float32.
-        For the task "classification", y holds whole numbers, Booleans or strings, of shape (n,) or (n, 1), or one-hot rows
-        (n, classes). If `classes` is given, whole numbers are class numbers from 0; otherwise, the classes are the values that
+        For the task "classification", y holds integers, Booleans or strings, of shape (n,) or (n, 1), or one-hot rows
+        (n, classes). If `classes` is given, integers are indices into it; otherwise, the classes are the values that
         occur in y, in sorted order. A test label that is not a class of the training set is an error.
         For the task "regression", y has shape (n,) or (n, k) and holds numbers; `classes` is ignored.
     name : name of the returned data set

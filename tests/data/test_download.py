@@ -217,7 +217,7 @@ def test_unpacked_files_take_precedence_and_are_never_replaced(server, tiny, tmp
 @pytest.mark.parametrize(
     ("name", "array", "expected"),
     [
-        ("train-labels", np.array([0, 1, 2, 4], np.uint8), "train-labels: row 3: label 4 is not a whole"),
+        ("train-labels", np.array([0, 1, 2, 4], np.uint8), "train-labels: row 3: label 4 is not an integer"),
         ("train-labels", np.array([0, 1, 2], np.uint8), "train-labels has 3; give one target per row"),
         ("test-images", IMAGES[:1, :2], "test-images has rows of shape (2, 4, 1)"),
     ],
