@@ -1,4 +1,4 @@
-"""Plot the filters and feature maps of a layer, a projection of features, inputs, and the most confident mistakes."""
+"""Plot the filters and feature maps of a layer, a projection of features, model inputs, and the most confident mistakes."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ LONGEST_CAPTION = 20  # maximum number of characters of a line above an input
 
 
 class Images(Protocol):
-    """Images by row number: an array (n, height, width) or (n, height, width, 3), or an object that makes them on demand."""
+    """Images (n, height, width) or (n, height, width, 3): an array, or an object that creates the image of a row on access."""
 
     def __getitem__(self, row: Any, /) -> Array: ...
 
@@ -99,7 +99,7 @@ def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
 
     Parameters
     ----------
-    images : (n, height, width) or (n, height, width, 3), 0 to 255; an array, or an object that returns the image of a row
+    images : (n, height, width) or (n, height, width, 3), 0 to 255; see `Images`
     truth, predicted : (n,) class indices
     probability : (n,) probability or score of the predicted class; it is only used for misclassified rows
     classes : class names
@@ -114,7 +114,7 @@ def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
     height = 0.5 + TILE[1] * math.ceil(len(worst) / SHEET[1])
     with own_style():
         figure = new_figure(TILE[0] * SHEET[1], height, f"{title}: {count}{more}")
-        # All images are in one system of axes, in inches: laying out a system for each would take a second.
+        # All images are in one Axes with inches as units, because the layout of one Axes per image would take a second.
         figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
         for number, row in enumerate(worst):
@@ -142,7 +142,7 @@ def _draw_image(axes: Any, image: Array, x: float, y: float) -> None:
 
 
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:
-    """Write a PNG file of images as a network gets them.
+    """Write a PNG file of images after their conversion, which are the inputs of a network.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], pa
     rows = math.ceil(len(images) / columns)
     count = f"the first {len(images)} of {total:,} images" if total > len(images) else f"{total} image{'s'[: total != 1]}"
     with own_style():
-        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"What the model gets: {count}")
+        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"Model inputs: {count}")
         for number, (image, lines) in enumerate(zip(images, captions, strict=True), start=1):
             axes = figure.add_subplot(rows, columns, number)
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
