@@ -17,8 +17,9 @@ Array = npt.NDArray[Any]
 MOST_TILES = 64  # maximum number of filters or feature maps in a figure
 MOST_POINTS = 3000  # maximum number of points in a projection
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
-TILE = (1.7, 2.25)  # width and height of a mistake with its text, in inches
-IMAGE, TEXT = 1.6, 0.45  # longer side of the image, and height of the text above it
+# Sizes of a mistake, in inches: its width, the longer side of the image, the height of the text above the image, and the gap
+# below the image.
+TILE, IMAGE, TEXT, GAP = 1.7, 1.6, 0.45, 0.2
 LONGEST_NAME = 14  # maximum number of characters of a class name above a mistake
 INPUT_COLUMNS = 8  # columns of the grid of inputs
 LONGEST_CAPTION = 20  # maximum number of characters of a line above an input
@@ -109,22 +110,26 @@ def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
     """
     worst = most_confident(truth, predicted, probability)[: SHEET[0] * SHEET[1]]
     mistakes = int((truth != predicted).sum())
-    count = f"{mistakes:,} mistake{'s'[: mistakes != 1]} in {len(truth):,} rows"
+    count = f"{mistakes:,} mistake{'s'[: mistakes != 1]} in {len(truth):,} row{'s'[: len(truth) != 1]}"
     more = f", the {len(worst)} most confident" if len(worst) < mistakes else ""
-    height = 0.5 + TILE[1] * math.ceil(len(worst) / SHEET[1])
+    shape = np.array(images[worst[0]].shape[:2] if len(worst) else (1, 1))
+    image_height, image_width = IMAGE * shape / shape.max()
+    tile_height = TEXT + image_height + GAP
+    width, height = TILE * SHEET[1], 0.5 + tile_height * math.ceil(len(worst) / SHEET[1])
     with own_style():
-        figure = new_figure(TILE[0] * SHEET[1], height, f"{title}: {count}{more}")
+        figure = new_figure(width, height, f"{title}: {count}{more}")
         # All images are in one Axes with inches as units, because the layout of one Axes per image would take a second.
         figure.set_layout_engine("none")
         axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
         for number, row in enumerate(worst):
-            left, top = TILE[0] * (number % SHEET[1]), 0.5 + TILE[1] * (number // SHEET[1])
+            centre, top = TILE * (number % SHEET[1] + 0.5), 0.5 + tile_height * (number // SHEET[1])
             names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
             value = f"{probability[row]:.1%}" if score == "probability" else f"{probability[row]:.4g}"
             text = f"true: {names[0]}\npred.: {names[1]}\n{score} {value}"
-            axes.text(left + TILE[0] / 2, top, text, ha="center", va="top", fontsize=8, parse_math=False)
-            _draw_image(axes, images[row], left + TILE[0] / 2, top + TEXT + IMAGE / 2)
-        axes.set(xlim=(0, TILE[0] * SHEET[1]), ylim=(height, 0), aspect="equal")
+            axes.text(centre, top, text, ha="center", va="top", fontsize=8, parse_math=False)
+            sides = (centre - image_width / 2, centre + image_width / 2, top + TEXT + image_height, top + TEXT)
+            axes.imshow(images[row], cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=sides)
+        axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
         save(figure, path)
 
 
@@ -132,13 +137,6 @@ def most_confident(truth: Array, predicted: Array, probability: Array) -> Array:
     """Return the indices of the misclassified rows in descending order of the probability of the predicted class."""
     wrong = np.flatnonzero(truth != predicted)
     return wrong[np.argsort(-probability[wrong], kind="stable")]
-
-
-def _draw_image(axes: Any, image: Array, x: float, y: float) -> None:
-    """Draw an image, with its aspect ratio, into a square of `IMAGE` inches with the centre (x, y)."""
-    height, width = np.array(image.shape[:2]) * (IMAGE / 2 / max(image.shape[:2]))
-    extent = (x - width, x + width, y + height, y - height)
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
 
 
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:

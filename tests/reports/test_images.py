@@ -142,12 +142,13 @@ def test_images_of_mistakes_keep_their_aspect_ratio(shape: tuple[int, int], figu
     images, truth = RNG.integers(0, 256, (7, *shape), np.uint8), np.zeros(7, int)
     plot_mistakes(images, truth, truth + 1, np.full(7, 1.25), ["a", "b"], tmp_path / "a.png", "Mistakes", score="score")
     (axes,) = figures[0].axes
-    for image in axes.images:
+    for image, text in zip(axes.images, axes.texts, strict=True):
         box = image.get_window_extent()
         assert box.height / box.width == pytest.approx(shape[0] / shape[1])
+        assert 0 < text.get_window_extent().y0 - box.y1 < 0.1 * figures[0].dpi  # the text is directly above its image
     assert {text.get_text() for text in axes.texts} == {"true: a\npred.: b\nscore 1.25"}
     plot_mistakes(images[:1], truth[:1], truth[:1] + 1, np.ones(1), ["a", "b"], tmp_path / "b.png", "Mistakes")
-    assert figures[1].get_suptitle() == "Mistakes: 1 mistake in 1 rows"
+    assert figures[1].get_suptitle() == "Mistakes: 1 mistake in 1 row"
 
 
 def test_equal_input_gives_identical_files(tmp_path: Path) -> None:
