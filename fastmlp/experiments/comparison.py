@@ -210,7 +210,7 @@ def notes_of(entries: Sequence[Entry], split: str) -> list[str]:
         notes.append(f"the runs have different tasks ({', '.join(sorted(tasks))}), with different metrics")
     elif len(data) > 1:
         names = list(dict.fromkeys(data.values()))
-        different = f"data ({', '.join(names)})" if len(names) > 1 else f"versions of the data {names[0]}"
+        different = f"data ({', '.join(names)})" if len(names) > 1 else f"data with the name {names[0]}"
         notes.append(f"the runs have different {different}; their metrics are not comparable")
     elif len({repr(run.config.split_sizes()) for run in firsts}) > 1:
         notes.append("the runs have different splits, so their metrics may have been computed on different rows")

@@ -153,7 +153,7 @@ def test_different_data_are_noted(runs: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.eye(20), y=np.arange(20) % 4 // 2)
     ok("train", *FAST, "--epochs", "1", "--data", tmp_path / "other.npz", "--out", tmp_path / "again")
     found = compare_runs([tmp_path / "run", tmp_path / "again"])
-    assert found["notes"] == ["the runs have different versions of the data other; their metrics are not comparable"]
+    assert found["notes"] == ["the runs have different data with the name other; their metrics are not comparable"]
 
 
 # ------------------------------------------------------------------------------------------------ settings

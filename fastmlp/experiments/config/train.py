@@ -92,7 +92,7 @@ class DataSettings:
     image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.")
     skip_bad: bool = data_setting(BOOLEAN, False, "Leave out the unreadable files of an image folder.")
     task: str | None = data_setting(
-        one_of("task", TASKS), None, "Type of the task [default: found from the targets].", common=True
+        one_of("task", TASKS), None, "Type of the task [default: inferred from the targets].", common=True
     )
     val_fraction: float | None = data_setting(FLOAT, 0.2, "Fraction of the rows for validation; 0 disables it.", common=True)
     val_count: int | None = data_setting(INTEGER, None, "Number of validation rows, instead of `val_fraction`.")
@@ -171,21 +171,21 @@ class TrainConfig(DataSettings):
     drop: tuple[str, ...] = data_setting(
         list_of(COLUMN, "names or numbers of columns", "COLUMN,..."),
         (),
-        "Columns of a table that are no features.",
+        "Columns of a table to exclude from the features.",
     )
     missing: str | None = data_setting(
         one_of("missing", MISSING_VALUES),
         None,
-        "Missing values of a table: leave out their rows, or replace them [default: an error].",
+        "Missing values of a table: drop their rows, or replace them with the mean or median [default: an error].",
     )
-    delimiter: str | None = data_setting(DELIMITER, None, "Character between the cells of a table, or tab [default: found].")
+    delimiter: str | None = data_setting(DELIMITER, None, "Delimiter of a table: a character, or tab [default: detected].")
     header: bool | None = data_setting(
-        BOOLEAN, None, "Whether a table has a line with the names of the columns [default: found]."
+        BOOLEAN, None, "Whether the first line of a table contains the column names [default: detected]."
     )
     weight: str | None = data_setting(
         COLUMN,
         None,
-        "Column of a table, or array, with a positive weight for each training row in the loss; it is no feature.",
+        "Column of a table, or array, with a positive weight for each training row in the loss; it is not used as a feature.",
     )
     class_weight: str | None = data_setting(
         CLASS_WEIGHT,
@@ -336,7 +336,7 @@ class TrainConfig(DataSettings):
         )
 
     def with_task(self, task: str) -> TrainConfig:
-        """Return the settings for a task that was found from the data. Raise ConfigError if a setting is for another task."""
+        """Return the settings for a task that is inferred from the data. Raise ConfigError if a setting is for another task."""
         return self if self.task == task else dataclasses.replace(self, task=task)
 
     def table_options(self) -> TableOptions:
