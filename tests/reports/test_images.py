@@ -42,15 +42,15 @@ def tiles_of(figure: Any) -> list[Any]:
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_inputs(count: int, channels: tuple[int, ...], figures: list[Any], tmp_path: Path) -> None:
     images = list(RNG.integers(0, 256, (count, 9, 7, *channels), np.uint8))
-    captions = [(f"{LONG[number % 12]}.png", f"{number}  0.9987") for number in range(count)]
+    captions = [(f"{LONG[number % 12]}.png", f"a long class name, number {number}  0.9987") for number in range(count)]
     plot_inputs(images, captions, tmp_path / "a.png", max(count, 20))
     (figure,) = figures
     check_no_overlap(figure)
-    tiles = tiles_of(figure)
-    assert [axes.get_title() for axes in tiles] == [f"a class with a rath…\n{number}  0.9987" for number in range(count)]
-    for axes, image in zip(tiles, images, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image)
-        assert axes.images[0].get_clim() == (0, 255)
+    (axes,) = figure.axes
+    for drawn, text, image, (name, _) in zip(axes.images, axes.texts, images, captions, strict=True):
+        assert text.get_text() == f"{name[:11]}…{name[-8:]}\na long clas…  0.9987"
+        np.testing.assert_array_equal(drawn.get_array(), image)
+        assert drawn.get_clim() == (0, 255)
     shown = f"the first {count} of 20 images" if count < 20 else f"{count} images"
     assert figure.get_suptitle() == f"Model inputs: {shown}"
 
