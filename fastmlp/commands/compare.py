@@ -6,7 +6,7 @@ import sys
 
 import click
 
-from fastmlp.commands.common.console import given_flags, say, show, show_json
+from fastmlp.commands.common.console import given_flags, resolved, say, show, show_json
 from fastmlp.commands.common.options import Command, common_options
 from fastmlp.errors import ConfigError
 
@@ -27,7 +27,7 @@ JSON = "json"
     "--sort",
     metavar="METRIC",
     envvar="FASTMLP_SORT",
-    help="Sort the runs by accuracy, loss, macro-f1, r2, mae or rmse, the best first [default: the given order].",
+    help="Sort the runs by accuracy, loss, macro-f1, r2, mae or rmse, the best first [default: the order of the arguments].",
 )
 @click.option(
     "--format",
@@ -47,17 +47,18 @@ def compare(runs: tuple[str, ...], split: str, sort: str | None, style: str | No
     fastmlp compare runs/a runs/b --split validation --format markdown
 
     RUN is a run folder, the output folder of `train --seeds` (means and standard deviations), or a folder that contains
-    such folders, such as runs/ or the output folder of `recipes run`. The best value of each metric is marked.
+    such folders, such as runs/ or the output folder of `recipes run`. runs/latest is the run in the folder runs that was
+    started or resumed last. The best value of each metric is marked.
 
-    A run that has not finished has only validation metrics, those of its best epoch so far. The curves are those of the
-    validation split, or of the training split for runs without validation. An existing FILE.png is replaced.
+    A run that has not finished has only validation metrics, which are those of its best epoch so far. The curves show the
+    validation split, or the training split for runs without a validation split. An existing FILE.png is replaced.
     """
     from fastmlp.experiments.comparison import compare_runs
     from fastmlp.reports.tables import comparison_text
     from fastmlp.reports.text import shows_bold
 
     chosen = chosen_format(style, as_json)
-    result = compare_runs(runs, split=split, sort=sort, out=out)
+    result = compare_runs([resolved(run) for run in runs], split=split, sort=sort, out=out)
     for text in result["notes"]:
         say(text)
     if out is not None:

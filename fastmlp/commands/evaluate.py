@@ -56,7 +56,8 @@ from fastmlp.commands.common.toolkit import open_extractor
 @click.option(
     "--mistakes",
     metavar="FILE.png|FILE.csv",
-    help="Draw the misclassified images to FILE.png, or write the rows of a table with the largest mistakes to FILE.csv.",
+    help="Plot the misclassified images to FILE.png, or write the misclassified rows of a table to FILE.csv; for regression, "
+    "the rows with the largest residuals.",
 )
 @click.option(
     "--min-accuracy",
@@ -75,7 +76,8 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     fastmlp evaluate runs/a --split validation --mistakes mistakes.png
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
 
-    The images of an image folder are inverted as by `fastmlp predict`; the data of the run only with --invert yes.
+    Images in a folder are inverted in the same way as by `fastmlp predict`. The data of the run are inverted only with
+    --invert yes.
     """
     from fastmlp.experiments.evaluation import evaluate_run
     from fastmlp.experiments.result import check_accuracy

@@ -81,7 +81,8 @@ def train(
     The run folder contains config.toml, data.json, metrics.jsonl and timings.jsonl (one line per epoch), result.json
     (the output of --json), model.safetensors, curves.png, manifest.json and checkpoints; for classification also
     report.txt and a confusion matrix per split (confusion.png is that of the test split), for regression predictions.png;
-    and the rows that the model gets wrong: mistakes.png for images, mistakes.csv for tables.
+    and the misclassified rows (for regression, those with the largest residuals): mistakes.png for images,
+    mistakes.csv for tables.
     Ctrl-C stops the training and keeps the best weights so far.
 
     --resume continues an interrupted or killed run from its newest checkpoint. With the same engine, package versions

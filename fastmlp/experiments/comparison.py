@@ -24,7 +24,7 @@ METRIC = one_of("metric", METRIC_FORMATS)
 TASK_METRICS = {"classification": ("accuracy", "loss", "macro_f1"), "regression": ("r2", "mae", "rmse", "loss")}
 LARGER_IS_BETTER = {"accuracy", "macro_f1", "r2"}
 LOSS_SETTINGS = ("loss", "target_scale")  # losses are comparable only if these settings are the same
-EARLY_ENDS = ("interrupted", "diverged", "failed")  # values of `stopped` of which the user is told
+EARLY_ENDS = ("interrupted", "diverged", "failed")  # values of `stopped` for which there is a note
 PICTURE_SUFFIX = ".png"
 LONGEST_LABEL, LONGEST_TITLE = 40, 100  # characters of a name in the legend, and of the title
 
@@ -41,12 +41,12 @@ def compare_runs(
     Parameters
     ----------
     paths : one or more run folders, output folders of several seeds, or folders that contain such folders, which are all
-        compared. The metrics of several seeds are means and sample standard deviations. Of a run that has not finished, the
-        metrics are those of the best epoch in metrics.jsonl; only the validation split has any
+        compared. The metrics of several seeds are means and sample standard deviations. A run that has not finished has only
+        validation metrics, which are those of the best epoch in metrics.jsonl
     split : split of the metrics: "test", "validation" or "train"
     sort : metric by which the runs are sorted, the best first; None keeps the order of `paths`
-    out : PNG file for the curves of the validation accuracy and loss per epoch (of the training, for a run without a
-        validation split), which is replaced if it exists; None draws no curves
+    out : PNG file for the curves of the validation accuracy and loss per epoch, or of the training accuracy and loss for runs
+        without a validation split; an existing file is replaced. None draws no curves
 
     Returns
     -------
@@ -59,7 +59,7 @@ def compare_runs(
     Raises
     ------
     ConfigError : no runs, or a run is given twice, or an option is invalid
-    DataError : a path has no run, or a file of a run is missing or damaged, or the figure cannot be written
+    DataError : a path contains no run, or a file of a run is missing or damaged, or the figure cannot be written
 
     Examples
     --------
@@ -103,7 +103,7 @@ def check_options(paths: Sequence[str | Path], split: str, out: str | Path | Non
     if split not in SPLIT_NAMES:
         raise ConfigError(f"split must be one of {', '.join(SPLIT_NAMES)}, not {split!r}", settings=("split",))
     if out is not None and Path(out).suffix.lower() != PICTURE_SUFFIX:
-        raise ConfigError(f"out: {out} must be the name of a PNG file; let it end in {PICTURE_SUFFIX}", settings=("out",))
+        raise ConfigError(f"out: the name {str(out)!r} must end with {PICTURE_SUFFIX}", settings=("out",))
 
 
 # ------------------------------------------------------------------------------------------------ rows
@@ -166,7 +166,7 @@ def best_of(name: str, entries: Sequence[Entry], rows: Sequence[Mapping[str, Any
 
 
 def basis(entry: Entry, name: str) -> tuple[Any, ...]:
-    """Return what must be the same if the values of a metric are compared."""
+    """Return the data and the settings that must be equal for the values of a metric to be comparable."""
     run = entry.runs[0]
     return (run.data.sha256, *([getattr(run.config, key) for key in LOSS_SETTINGS] if name == "loss" else []))
 
@@ -200,8 +200,8 @@ def notes_of(entries: Sequence[Entry], split: str) -> list[str]:
         for folder, run in zip(entry.folders, entry.runs, strict=True):
             done = f"{run.row['epochs']} of {run.config.epochs} epochs"
             if not run.row["finished"]:
-                without = "" if run.metrics else f", and has no metrics of the {split} split"
-                notes.append(f"{folder} has not finished: it has trained {done}{without}")
+                without = "" if run.metrics else f"; it has no metrics of the {split} split"
+                notes.append(f"{folder} has not finished: {done} completed{without}")
             elif run.row["stopped"] in EARLY_ENDS:
                 notes.append(f"{folder} ended early ({run.row['stopped']}), after {done}")
     firsts = [entry.runs[0] for entry in entries]
@@ -210,10 +210,10 @@ def notes_of(entries: Sequence[Entry], split: str) -> list[str]:
         notes.append(f"the runs have different tasks ({', '.join(sorted(tasks))}), with different metrics")
     elif len(data) > 1:
         names = list(dict.fromkeys(data.values()))
-        different = f"data ({', '.join(names)})" if len(names) > 1 else f"versions of the data {names[0]}"
+        different = f"data ({', '.join(names)})" if len(names) > 1 else f"data with the name {names[0]}"
         notes.append(f"the runs have different {different}; their metrics are not comparable")
     elif len({repr(run.config.split_sizes()) for run in firsts}) > 1:
-        notes.append("the runs have different splits, so their metrics may be those of different rows")
+        notes.append("the runs have different splits, so their metrics may have been computed on different rows")
     settings = [name for name in LOSS_SETTINGS if len({getattr(run.config, name) for run in firsts}) > 1]
     if len(data) == 1 and settings:
         notes.append(f"the runs have different values of {' and '.join(settings)}; their losses are not comparable")
@@ -243,19 +243,19 @@ def panels_of(entries: Sequence[Entry], names: Sequence[str]) -> list[Panel]:
     if len({split for split, history in zip(splits, histories, strict=True) if history}) > 1:
         labels = [f"{label} (training)" if split == "training" else label for label, split in zip(labels, splits, strict=True)]
     panels = []
-    for figure in ("accuracy", "loss"):
+    for metric in ("accuracy", "loss"):
         curves = []
         for place, (entry, history, split) in enumerate(zip(entries, histories, splits, strict=True)):
-            key = f"val_{figure}" if split == "validation" else figure
+            key = f"val_{metric}" if split == "validation" else metric
             best = entry.runs[0].row["best_epoch"] if entry.seeds is None else None
             if any(key in row for row in history):
                 curves.append(Curve(labels[place], place, history, best, None, split))
-        panels += [Panel("", figure, curves)] if curves else []
+        panels += [Panel("", metric, curves)] if curves else []
     return panels
 
 
 def history_of(entry: Entry) -> list[EpochLog]:
-    """Return the metrics per epoch, without those that are None; of several seeds, means and standard deviations.
+    """Return the metrics per epoch, without those that are None. For several seeds, they are means and standard deviations.
 
     The history of several seeds ends with the shortest run.
     """

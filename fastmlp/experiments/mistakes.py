@@ -1,4 +1,4 @@
-"""The rows of a split that a model gets wrong: a picture of images, or a table of the rows of a table."""
+"""The rows of a split that a model gets wrong: a figure of misclassified images, or a CSV table of the rows of a table."""
 
 from __future__ import annotations
 
@@ -22,7 +22,7 @@ from fastmlp.reports.images import most_confident, plot_mistakes
 from fastmlp.reports.text import short_name
 
 MISTAKES_PICTURE, MISTAKES_TABLE = "mistakes.png", "mistakes.csv"
-MOST_ERRORS = 100  # maximum number of rows of a regression in the table
+MOST_RESIDUALS = 100  # maximum number of rows of a regression in the table
 
 
 class Answers(NamedTuple):
@@ -50,7 +50,7 @@ class ImageRows:
     ----------
     pixels : (n, features)
     shape : (height, width, 1 or 3)
-    whole : array with the range of the pixels: unless they are uint8, this range is scaled linearly to 0 to 255
+    whole : array whose smallest and largest values become 0 and 255, unless the pixels are uint8
     """
 
     def __init__(self, pixels: Features, shape: tuple[int, int, int], whole: Array) -> None:
@@ -85,8 +85,8 @@ def check_mistakes(path: str | Path, data: Dataset) -> None:
     suffix = suffix_of(path)
     if suffix not in (kinds := kinds_of_mistakes(data)):
         reason = "has no images with class labels" if suffix == ".png" else "is not a table"
-        remedy = f"give the name of a {kinds[0]} file" if kinds else "leave it out"
-        raise ConfigError(f"mistakes: {data.name} {reason}, so {suffix} is not possible; {remedy}", settings=("mistakes",))
+        remedy = f"use a name that ends with {kinds[0]}" if kinds else "omit mistakes"
+        raise ConfigError(f"mistakes: {data.name} {reason}; {remedy}", settings=("mistakes",))
 
 
 def write_mistakes(path: Path, model: Model, answers: Answers) -> None:
@@ -121,25 +121,25 @@ def mistakes_table(model: Model, answers: Answers) -> bytes:
     """Return the mistakes in a table as CSV.
 
     The columns are row (the number of the row in the file, from 1), true, predicted, the probability of the predicted class
-    (or its score, or for a regression the error: the true value minus the prediction), and the columns of the features. The
-    rows are the misclassified ones in descending order of the probability, or for a regression the 100 with the largest
-    absolute errors.
+    (or its score, or for a regression the residual: the true value minus the prediction), and the columns of the features.
+    The rows are the misclassified ones in descending order of the probability, or for a regression the 100 with the largest
+    absolute residuals.
     """
     predicted, encoding = answers.predicted, answers.data.encoding
     assert encoding is not None
     if model.classes:
         scores = scores_of_mistakes(model, answers)
         chosen = most_confident(answers.rows.y, predicted, scores)
-        true, said = ([model.classes[number] for number in labels[chosen]] for labels in (answers.rows.y, predicted))
+        columns = [[model.classes[number] for number in labels[chosen]] for labels in (answers.rows.y, predicted)]
         measure, values = score_name(model), scores[chosen]
     else:
-        errors = answers.rows.y[:, 0].astype(np.float64) - predicted[:, 0]
-        chosen = np.argsort(-np.abs(errors), kind="stable")[:MOST_ERRORS]
-        true, said = (column[chosen, 0].tolist() for column in (answers.rows.y, predicted))
-        measure, values = "error", errors[chosen]
-    numbers = file_rows(answers)[chosen].tolist()
-    columns = [("row", numbers), ("true", true), ("predicted", said), (measure, values.tolist())]
-    return csv_bytes([*columns, *encoding.decode(np.asarray(answers.inputs[chosen])).items()])
+        residuals = answers.rows.y[:, 0].astype(np.float64) - predicted[:, 0]
+        chosen = np.argsort(-np.abs(residuals), kind="stable")[:MOST_RESIDUALS]
+        columns = [values[chosen, 0].tolist() for values in (answers.rows.y, predicted)]
+        measure, values = "residual", residuals[chosen]
+    names, numbers = ("row", "true", "predicted", measure), file_rows(answers)[chosen].tolist()
+    described = zip(names, (numbers, *columns, values.tolist()), strict=True)
+    return csv_bytes([*described, *encoding.decode(np.asarray(answers.inputs[chosen])).items()])
 
 
 def file_rows(answers: Answers) -> npt.NDArray[np.int64]:

@@ -56,10 +56,10 @@ class Curve(NamedTuple):
 
 
 class Panel(NamedTuple):
-    """A panel with the curves of one metric: `figure` is the metric, "accuracy" or "loss"; `heading` may be empty."""
+    """A panel with the curves of one metric, which is "accuracy" or "loss"; `heading` may be empty."""
 
     heading: str
-    figure: str
+    metric: str
     curves: Sequence[Curve]
 
 
@@ -99,7 +99,7 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
     handles: list[tuple[str, Artist]] = [*entries.items()]
     if any(len(curve.history) > MANY for curve in curves):
         handles.append(("each epoch", Line2D([], [], lw=2.5, alpha=0.35, color=GREY)))
-    if any(_has_band(curve, panel.figure) for panel in panels for curve in panel.curves):
+    if any(_has_band(curve, panel.metric) for panel in panels for curve in panel.curves):
         handles.append(("± std. dev.", Patch(alpha=BAND, color=GREY, lw=0)))
     if any(curve.best_epoch is not None for curve in curves):
         handles.append(("best epoch", Line2D([], [], ls="", marker="o", ms=7, color=GREY, markeredgecolor="white")))
@@ -121,7 +121,7 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
 def _axis_label(panel: Panel) -> str:
     """Return the label of the y-axis: the metric and, if it is the same for all curves, the split."""
     splits = {curve.split for curve in panel.curves}
-    return f"{splits.pop()} {panel.figure}" if len(splits) == 1 else panel.figure
+    return f"{splits.pop()} {panel.metric}" if len(splits) == 1 else panel.metric
 
 
 def _look(place: int) -> dict[str, Any]:
@@ -134,36 +134,36 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
     shown = []
     for curve in panel.curves:
         epochs = np.array([row["epoch"] for row in curve.history])
-        values = _values(curve, panel.figure)
+        values = _values(curve, panel.metric)
         size: dict[str, Any] = {"lw": 1.6, "marker": "o", "ms": 3.5} if len(epochs) <= FEW else {"lw": 1.0}
         if len(epochs) > MANY:
             size["lw"] = 1.4
             axes.plot(epochs, values, lw=0.6, alpha=0.35, color=_look(curve.place)["color"], zorder=1)
         axes.plot(epochs, _median(values), label=curve.label, **_look(curve.place), **size)
-        if _has_band(curve, panel.figure):
-            deviation = _values(curve, f"{panel.figure}_std")
+        if _has_band(curve, panel.metric):
+            deviation = _values(curve, f"{panel.metric}_std")
             color = _look(curve.place)["color"]
             axes.fill_between(epochs, values - deviation, values + deviation, color=color, alpha=BAND, lw=0)
         best = epochs == curve.best_epoch
         axes.plot(epochs[best], values[best], "o", ms=7, color=_look(curve.place)["color"], markeredgecolor="white", zorder=3)
         shown.append(values)
     given = [(curve.place, curve.published) for curve in panel.curves if curve.published is not None]
-    _scale(axes, panel.figure, shown, [value for _, value in given])
+    _scale(axes, panel.metric, shown, [value for _, value in given])
     _mark_published(axes, given)
     every = [row["epoch"] for curve in panel.curves for row in curve.history]
     epoch_axis(axes, min(every), max(every))
 
 
-def _values(curve: Curve, figure: str) -> Array:
+def _values(curve: Curve, metric: str) -> Array:
     """Return the metric per epoch; values that are not finite become NaN, which interrupts the curve."""
-    key = f"val_{figure}" if curve.split == "validation" else figure
+    key = f"val_{metric}" if curve.split == "validation" else metric
     values = np.array([row.get(key) for row in curve.history], dtype=np.float64)  # None becomes NaN
     return np.where(np.isfinite(values), values, np.nan)
 
 
-def _has_band(curve: Curve, figure: str) -> bool:
+def _has_band(curve: Curve, metric: str) -> bool:
     """Return whether the history of a curve has standard deviations."""
-    return bool(np.isfinite(_values(curve, f"{figure}_std")).any())
+    return bool(np.isfinite(_values(curve, f"{metric}_std")).any())
 
 
 def _median(values: Array) -> Array:
@@ -178,7 +178,7 @@ def _median(values: Array) -> Array:
     return np.array([np.nan if np.isnan(values[at]) else np.nanmedian(window) for at, window in enumerate(windows)])
 
 
-def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[float]) -> None:
+def _scale(axes: Axes, metric: str, shown: Sequence[Array], published: Sequence[float]) -> None:
     """Set the limits of the y-axis. They exclude the start of the curves if it would compress the rest."""
     late = np.concatenate([values[len(values) // BEGINNING :] for values in shown] + [np.array(published)])
     whole = np.concatenate([*shown, late])
@@ -186,7 +186,7 @@ def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[
     late = late if late.size and np.ptp(late) > 0 and np.ptp(whole) > FLATTENED * np.ptp(late) else whole
     if not late.size:
         return
-    if figure == "loss":
+    if metric == "loss":
         low, high = whole.min(), late.max()
         scale_loss(axes, np.array([low, high]))
     else:
@@ -194,7 +194,7 @@ def _scale(axes: Axes, figure: str, shown: Sequence[Array], published: Sequence[
     to, back = (np.log, np.exp) if axes.get_yscale() == "log" else (np.asarray, np.asarray)
     margin = 0.05 * float(to(high) - to(low)) or 0.01
     bottom, top = float(back(to(low) - margin)), float(back(to(high) + margin))
-    axes.set_ylim((bottom, top) if figure == "loss" else (max(bottom, -0.01), min(top, 1.01)))  # 0 <= accuracy <= 1
+    axes.set_ylim((bottom, top) if metric == "loss" else (max(bottom, -0.01), min(top, 1.01)))  # 0 <= accuracy <= 1
 
 
 def _mark_published(axes: Axes, given: Sequence[tuple[int, float]]) -> None:

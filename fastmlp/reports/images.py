@@ -1,31 +1,35 @@
-"""Plot the filters and feature maps of a layer, a projection of features, inputs, and the most confident mistakes."""
+"""Plot the filters and feature maps of a layer, a projection of features, model inputs, and the most confident mistakes."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import numpy.typing as npt
 
 from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figure, own_style, save
-from fastmlp.reports.text import short_name
+from fastmlp.reports.text import printable, short_name
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure
 
 Array = npt.NDArray[Any]
 MOST_TILES = 64  # maximum number of filters or feature maps in a figure
 MOST_POINTS = 3000  # maximum number of points in a projection
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
-TILE = (1.7, 2.25)  # width and height of a mistake with its text, in inches
-IMAGE, TEXT = 1.6, 0.45  # longer side of the image, and height of the text above it
+# Sizes in a grid of images, in inches: width of a tile, longer side of an image, height of a line of text above it, gap below
+# it, height of the title, and minimum width of the figure.
+TILE, IMAGE, LINE, GAP, HEADING, NARROWEST = 1.7, 1.6, 0.15, 0.2, 0.5, 4.0
 LONGEST_NAME = 14  # maximum number of characters of a class name above a mistake
 INPUT_COLUMNS = 8  # columns of the grid of inputs
-LONGEST_CAPTION = 20  # maximum number of characters of a line above an input
+LONGEST_CAPTION, CAPTION_END = 20, 8  # maximum number of characters of a line above an input; characters kept at its end
 
 
 class Images(Protocol):
-    """Images by row number: an array (n, height, width) or (n, height, width, 3), or an object that makes them on demand."""
+    """Images (n, height, width) or (n, height, width, 3): an array, or an object that creates the image of a row on access."""
 
     def __getitem__(self, row: Any, /) -> Array: ...
 
@@ -99,7 +103,7 @@ def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
 
     Parameters
     ----------
-    images : (n, height, width) or (n, height, width, 3), 0 to 255; an array, or an object that returns the image of a row
+    images : (n, height, width) or (n, height, width, 3), 0 to 255; see `Images`
     truth, predicted : (n,) class indices
     probability : (n,) probability or score of the predicted class; it is only used for misclassified rows
     classes : class names
@@ -109,23 +113,15 @@ def plot_mistakes(  # noqa: PLR0913 - keyword-only, with a default
     """
     worst = most_confident(truth, predicted, probability)[: SHEET[0] * SHEET[1]]
     mistakes = int((truth != predicted).sum())
-    count = f"{mistakes:,} mistake{'s'[: mistakes != 1]} in {len(truth):,} rows"
+    count = f"{mistakes:,} mistake{'s'[: mistakes != 1]} in {len(truth):,} row{'s'[: len(truth) != 1]}"
     more = f", the {len(worst)} most confident" if len(worst) < mistakes else ""
-    height = 0.5 + TILE[1] * math.ceil(len(worst) / SHEET[1])
+    texts = []
+    for row in worst:
+        names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
+        value = f"{probability[row]:.1%}" if score == "probability" else f"{probability[row]:.4g}"
+        texts.append(f"true: {names[0]}\npred.: {names[1]}\n{score} {value}")
     with own_style():
-        figure = new_figure(TILE[0] * SHEET[1], height, f"{title}: {count}{more}")
-        # All images are in one system of axes, in inches: laying out a system for each would take a second.
-        figure.set_layout_engine("none")
-        axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
-        for number, row in enumerate(worst):
-            left, top = TILE[0] * (number % SHEET[1]), 0.5 + TILE[1] * (number // SHEET[1])
-            names = [short_name(classes[k], LONGEST_NAME) for k in (truth[row], predicted[row])]
-            value = f"{probability[row]:.1%}" if score == "probability" else f"{probability[row]:.4g}"
-            text = f"true: {names[0]}\npred.: {names[1]}\n{score} {value}"
-            axes.text(left + TILE[0] / 2, top, text, ha="center", va="top", fontsize=8, parse_math=False)
-            _draw_image(axes, images[row], left + TILE[0] / 2, top + TEXT + IMAGE / 2)
-        axes.set(xlim=(0, TILE[0] * SHEET[1]), ylim=(height, 0), aspect="equal")
-        save(figure, path)
+        save(_image_grid([images[row] for row in worst], texts, SHEET[1], f"{title}: {count}{more}"), path)
 
 
 def most_confident(truth: Array, predicted: Array, probability: Array) -> Array:
@@ -134,36 +130,58 @@ def most_confident(truth: Array, predicted: Array, probability: Array) -> Array:
     return wrong[np.argsort(-probability[wrong], kind="stable")]
 
 
-def _draw_image(axes: Any, image: Array, x: float, y: float) -> None:
-    """Draw an image, with its aspect ratio, into a square of `IMAGE` inches with the centre (x, y)."""
-    height, width = np.array(image.shape[:2]) * (IMAGE / 2 / max(image.shape[:2]))
-    extent = (x - width, x + width, y + height, y - height)
-    axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=extent)
-
-
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:
-    """Write a PNG file of images as a network gets them.
+    """Write a PNG file of images after their conversion, which are the inputs of a network.
 
     Parameters
     ----------
-    images : (height, width) or (height, width, 3), 0 to 255
+    images : (height, width) or (height, width, 3), all of the same shape, 0 to 255
     captions : lines above each image
     path : file to write; it is replaced atomically
     total : number of images of which these are the first, for the title
     """
-    columns = min(INPUT_COLUMNS, len(images))
-    rows = math.ceil(len(images) / columns)
     count = f"the first {len(images)} of {total:,} images" if total > len(images) else f"{total} image{'s'[: total != 1]}"
+    texts = ["\n".join(map(_short_caption, lines)) for lines in captions]
     with own_style():
-        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"What the model gets: {count}")
-        for number, (image, lines) in enumerate(zip(images, captions, strict=True), start=1):
-            axes = figure.add_subplot(rows, columns, number)
-            axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")
-            text = "\n".join(short_name(line, LONGEST_CAPTION) for line in lines)
-            axes.set_title(text, fontsize=8, parse_math=False)
-            axes.set_xticks([])
-            axes.set_yticks([])
-        save(figure, path)
+        save(_image_grid(images, texts, min(INPUT_COLUMNS, len(images)), f"Model inputs: {count}"), path)
+
+
+def _short_caption(line: str) -> str:
+    """Return a line of a caption, whose middle is left out if it is long.
+
+    The end is kept because it is the probability of the predicted class.
+    """
+    clean = printable(line)
+    if len(clean) <= LONGEST_CAPTION:
+        return clean
+    return f"{clean[: LONGEST_CAPTION - CAPTION_END - 1]}…{clean[-CAPTION_END:]}"
+
+
+def _image_grid(images: Sequence[Array], texts: Sequence[str], columns: int, title: str) -> Figure:
+    """Return a figure of images (height, width) or (height, width, 3), all of the same shape, with a text above each image.
+
+    All images are in one Axes with inches as units, because the layout of one Axes per image would take a second.
+    """
+    from matplotlib.patches import Rectangle
+
+    shape = np.array(images[0].shape[:2] if images else (1, 1))
+    image_height, image_width = IMAGE * shape / shape.max()
+    text_height = LINE * max((text.count("\n") + 1 for text in texts), default=0)
+    tile_height = text_height + image_height + GAP
+    width, height = max(NARROWEST, TILE * columns), HEADING + tile_height * math.ceil(len(images) / columns)
+    figure = new_figure(width, height, title)
+    figure.set_layout_engine("none")
+    axes = figure.add_axes((0, 0, 1, 1), frameon=False, xticks=[], yticks=[])
+    for number, (image, text) in enumerate(zip(images, texts, strict=True)):
+        centre = width / 2 + TILE * (number % columns + 0.5 - columns / 2)
+        top = HEADING + tile_height * (number // columns)
+        axes.text(centre, top, text, ha="center", va="top", fontsize=8, parse_math=False)
+        left, top = centre - image_width / 2, top + text_height
+        sides = (left, left + image_width, top + image_height, top)
+        axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest", extent=sides)
+        axes.add_patch(Rectangle((left, top), image_width, image_height, fill=False, ec=GREY, lw=0.5))
+    axes.set(xlim=(0, width), ylim=(height, 0), aspect="equal")
+    return figure
 
 
 def principal(features: Array) -> tuple[Array, Array]:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import csv
 import io
+import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -56,20 +57,30 @@ def shares_of(one: Prediction) -> Mapping[str, float]:
 def as_csv(predictions: Sequence[Prediction]) -> bytes:
     """Return the predictions as CSV with a header line.
 
-    The columns are input, row, label, and one column for each class that any prediction contains. For regression, columns
-    with the predicted values follow the row.
+    The columns are input, row, label, and one column for each class that any prediction contains, in alphabetical order;
+    classes that are whole numbers are in numerical order. For regression, the columns after row are the predicted values.
     """
     if any("values" in one for one in predictions):
         width = max(len(one["values"]) for one in predictions)
         names = [f"value_{number}" for number in range(1, width + 1)]
         body = [[one["input"], one["row"], *(one["values"] or [""] * width)] for one in predictions]
     else:
-        shown = sorted({name for one in predictions for name in shares_of(one)})
+        shown = sorted({name for one in predictions for name in shares_of(one)}, key=class_order)
         names = ["label", *shown]
         body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, shown)] for one in predictions]
     text = io.StringIO()
     csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
     return text.getvalue().encode("utf-8", "backslashreplace")
+
+
+def class_order(name: str) -> tuple[bool, int, str]:
+    """Return the sort key of a class name: whole numbers in numerical order, followed by other names in alphabetical order.
+
+    >>> sorted(["b", "10", "a", "2", "-1"], key=class_order)
+    ['-1', '2', '10', 'a', 'b']
+    """
+    number = re.fullmatch("-?[0-9]{1,18}", name)
+    return (False, int(name), name) if number else (True, 0, name)
 
 
 def as_json(predictions: Sequence[Prediction]) -> bytes:

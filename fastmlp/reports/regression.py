@@ -34,14 +34,14 @@ def plot_predictions(
     ----------
     truth, predicted : (n, k) true and predicted values, finite
     names : names of the targets; they may be empty
-    metrics : texts with the metrics of the targets, which are the headings of their panels
+    metrics : texts with the metrics of each target, which are the titles of its panels
     path : file to write; it is replaced atomically
     title : title of the figure, to which the number of rows is appended
     """
     rows, targets = truth.shape
     shown = min(targets, MOST_TARGETS)
     chosen = np.random.default_rng(0).permutation(rows)[:MOST_POINTS]
-    true, said = (array[chosen, :shown].astype(np.float64) for array in (truth, predicted))
+    truth, predicted = (values[chosen, :shown].astype(np.float64) for values in (truth, predicted))
     title += f": {len(chosen):,} of {rows:,} rows" if len(chosen) < rows else f": {rows:,} rows"
     title += f", the first {shown} of {targets} targets" if shown < targets else ""
     with own_style():
@@ -50,16 +50,16 @@ def plot_predictions(
         panels = figure.subplots(shown, 2, squeeze=False)
         for target, (left, right) in enumerate(panels):
             name = short_name(names[target], LONGEST_NAME)
-            _draw_against_truth(left, true[:, target], said[:, target], name)
-            _draw_residuals(right, true[:, target], said[:, target], name)
+            _draw_against_truth(left, truth[:, target], predicted[:, target], name)
+            _draw_residuals(right, truth[:, target], predicted[:, target], name)
             left.set_title(metrics[target], fontsize=9, parse_math=False)
         save(figure, path)
 
 
-def _draw_against_truth(axes: Axes, true: Array, said: Array, name: str) -> None:
+def _draw_against_truth(axes: Axes, truth: Array, predicted: Array, name: str) -> None:
     """Draw the predictions against the true values, with the line on which both are equal."""
-    ends = np.array([min(true.min(), said.min()), max(true.max(), said.max())])
-    axes.scatter(true, said, **_style(len(true)))
+    ends = np.array([min(truth.min(), predicted.min()), max(truth.max(), predicted.max())])
+    axes.scatter(truth, predicted, **_style(len(truth)))
     axes.axline((ends[0], ends[0]), slope=1, color=ORANGE, lw=1.4, label="predicted = true")
     margin = 0.04 * (ends[1] - ends[0]) or 1.0
     axes.set(xlim=(ends[0] - margin, ends[1] + margin), ylim=(ends[0] - margin, ends[1] + margin), aspect="equal")
@@ -67,9 +67,9 @@ def _draw_against_truth(axes: Axes, true: Array, said: Array, name: str) -> None
     _label(axes, f"true {name}".rstrip(), f"predicted {name}".rstrip())
 
 
-def _draw_residuals(axes: Axes, true: Array, said: Array, name: str) -> None:
+def _draw_residuals(axes: Axes, truth: Array, predicted: Array, name: str) -> None:
     """Draw the residuals against the predictions, with the line of zero residuals."""
-    axes.scatter(said, true - said, **_style(len(true)))
+    axes.scatter(predicted, truth - predicted, **_style(len(truth)))
     axes.axhline(0, color=ORANGE, lw=1.4)
     _label(axes, f"predicted {name}".rstrip(), "residual (true − predicted)")
 

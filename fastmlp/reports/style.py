@@ -50,7 +50,8 @@ def own_style() -> Iterator[None]:
 
     with matplotlib.rc_context(), warnings.catch_warnings():
         matplotlib.rcdefaults()
-        fonts = [name for name in FONTS if name in get_font_names()]
+        installed = set(get_font_names())
+        fonts = [name for name in FONTS if name in installed]
         matplotlib.rcParams["font.family"] = ["DejaVu Sans", *fonts]
         warnings.filterwarnings("ignore", message=r"Glyph .* missing from (current )?font")
         yield
@@ -80,12 +81,14 @@ def png_bytes(figure: Figure) -> bytes:
     bounding box includes labels that the layout does not account for, such as those of a confusion matrix, which must stay
     square. It is computed here because bbox_inches="tight" would draw the figure again.
     """
-    if engine := figure.get_layout_engine():
-        engine.execute(figure)
-    figure.set_layout_engine("none")
-    buffer = io.BytesIO()
-    box = figure.get_tightbbox().padded(PADDING)
-    figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
+    with own_style():  # the default settings apply also if a notebook displays the figure
+        if engine := figure.get_layout_engine():
+            engine.execute(figure)
+        # "none" would leave a placeholder of the layout engine, with which savefig draws the figure twice.
+        figure.set_layout_engine(None)
+        buffer = io.BytesIO()
+        box = figure.get_tightbbox().padded(PADDING)
+        figure.savefig(buffer, format="png", dpi=DPI, bbox_inches=box, metadata={"Software": None})
     return buffer.getvalue()
 
 

@@ -1,4 +1,4 @@
-r"""Tables that compare runs, as text, Markdown, LaTeX and CSV.
+"""Tables that compare runs, as text, Markdown, LaTeX and CSV.
 
 `metrics_table` and `settings_table` create tables from the result of `experiments.comparison.compare_runs`, and
 `comparison_text` formats them.
@@ -38,9 +38,9 @@ LATEX_CHARACTERS = {
     "±": r"$\pm$",
     "²": r"$^2$",
     "–": r"\textendash{}",
-    "`": "{`}",  # after a question mark or an exclamation mark, it would turn it upside down
-    "[": "{[}",  # at the start of a row, it would begin the optional argument of \\ or \midrule
-    "*": "{*}",  # at the start of a row, it would belong to \\
+    "`": "{`}",  # ?` and !` are ligatures, which are typeset as an inverted question mark or exclamation mark
+    "[": "{[}",  # at the start of a row, it would start an optional argument of \\ or \midrule
+    "*": "{*}",  # at the start of a row, \\ would be read as \\*
     **{character: f"\\{character}" for character in "&%$#_{}"},
 }
 
@@ -174,7 +174,7 @@ def aligned_text(table: Table, color: bool = False) -> str:
     marked = [any(row[column].best for row in rows) for column in range(len(headings))]
     lines = []
     for row in padded([[*map(Cell, headings)], *rows], table.right):
-        # The asterisk has its own place, so that the numbers of a column stay aligned.
+        # If a column has asterisks, the other cells get a space instead, so that its numbers are aligned.
         cells = [f"{bold(text, color)}*" if best else text + " " * mark for (text, best), mark in zip(row, marked, strict=True)]
         lines.append("  ".join(cells).rstrip())
     return "\n".join(lines)
@@ -213,7 +213,7 @@ def markdown_text(table: Table) -> str:
 
 
 def escape_markdown(text: str) -> str:
-    r"""Return a text without the meaning that its characters have in Markdown; an underscore inside a word has none.
+    r"""Return a text with the special characters of Markdown escaped, except underscores inside words, which are not special.
 
     >>> print(escape_markdown("my_run _x_ a|b *c*"))
     my_run \_x\_ a\|b \*c\*
@@ -244,7 +244,7 @@ def latex_text(table: Table) -> str:
 
 
 def escape_latex(text: str) -> str:
-    r"""Return a text in which no character is a command of LaTeX.
+    r"""Return a text with the special characters of LaTeX escaped.
 
     >>> print(escape_latex("50% of a_b"))
     50\% of a\_b

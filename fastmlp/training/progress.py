@@ -28,7 +28,7 @@ COMPILING = "compiling kernels, once on this machine"
 class Progress(abc.ABC):
     """Interface of a progress display. It is a context manager that calls `start` on entry and `close` on exit.
 
-    Displays with output also show, between `start` and `close`, that kernels are compiled.
+    Between `start` and `close`, displays with output also show a message when kernels are compiled.
     """
 
     @abc.abstractmethod

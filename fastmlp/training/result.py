@@ -87,14 +87,12 @@ class TrainResult(NamedTuple):
     model : the model, with the weights of the best epoch
     history : one dict per epoch with the keys epoch (from 1), rows (number of rows trained on), loss, accuracy, val_loss,
         val_accuracy, lr (learning rate of the first update), seconds (training time, without evaluation), eval_seconds and
-        rows_per_second. loss and accuracy are means over the rows of the epoch,
-        weighted by the sample weights; each mini-batch is evaluated before its
-        update, with dropout. Losses are those of scaled targets if the targets are scaled. accuracy is None if the targets are
-        not class labels. val_loss and val_accuracy are not weighted, and None without a validation
-        split. If `Settings.val_steps` is set, there
-        is also the key steps: a list with one dict per validation within the epoch, with the keys step (number of updates
-        since the start of training), epoch (with fraction), loss (mean over the rows since the previous validation in this
-        epoch), val_loss and val_accuracy
+        rows_per_second. loss and accuracy are means over the rows of the epoch, weighted by the sample weights; each
+        mini-batch is evaluated before its update, with dropout. Losses are those of scaled targets if the targets are scaled.
+        accuracy is None if the targets are not class labels. val_loss and val_accuracy are not weighted, and None without a
+        validation split. If `Settings.val_steps` is set, there is also the key steps: a list with one dict per validation
+        within the epoch, with the keys step (number of updates since the start of training), epoch (with fraction), loss (mean
+        over the rows since the previous validation in this epoch), val_loss and val_accuracy
     best_epoch : number of the epoch from which the weights of the model were taken
     stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted", "diverged" or
         "failed" (a file could not be written)
@@ -118,7 +116,7 @@ class TrainResult(NamedTuple):
 
     @property
     def end(self) -> str:
-        """Why training ended, the last epoch, and the best epoch, in words."""
+        """The reason why training ended, the last epoch and the best epoch, as text."""
         return f"{STOPPED[self.stopped].format(len(self.history))} (best epoch {self.best_epoch})"
 
     def plot(self) -> Figure:

@@ -80,7 +80,7 @@ def test_notes_are_on_stderr(runs: Path, tmp_path: Path) -> None:
     for name in ("manifest.json", "result.json"):
         (tmp_path / "killed" / name).unlink()
     done = ok("compare", runs / "a|b", "killed")
-    assert done.stderr == "killed has not finished: it has trained 3 of 3 epochs, and has no metrics of the test split\n"
+    assert done.stderr == "killed has not finished: 3 of 3 epochs completed; it has no metrics of the test split\n"
     assert "  3 of 3  " in done.stdout
     assert ok("compare", runs / "a|b", "killed", "-q").stderr == ""
 
@@ -89,7 +89,7 @@ def test_refusals(runs: Path, tmp_path: Path) -> None:
     run = runs / "c_d"
     assert refused(2, "compare", run, runs) == f"the run {run} is given twice; give each run once"
     assert refused(3, "compare", run, "none") == "none: no such folder; check the path"
-    assert refused(2, "compare", run, "--out", "a.pdf").endswith("let it end in .png [--out]")
+    assert refused(2, "compare", run, "--out", "a.pdf").endswith("the name 'a.pdf' must end with .png [--out]")
     assert refused(2, "compare", run, "--sort", "acuracy").endswith("r2, mae, rmse [--sort]")
     assert refused(2, "compare", run, "--sort", "r2").endswith("accuracy, loss, macro_f1 [--sort, --split]")
     for style in ("csv", "text"):

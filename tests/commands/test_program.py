@@ -155,7 +155,7 @@ def test_evaluate_draws_the_mistakes(run: Path, tmp_path: Path) -> None:
     ok("evaluate", run, "--split", "train", "--mistakes", tmp_path / "train.png")
     assert (tmp_path / "train.png").read_bytes().startswith(b"\x89PNG")
     line = refused(2, "evaluate", run, "--mistakes", tmp_path / "train.csv")
-    assert line == "mistakes: digits is not a table, so .csv is not possible; give the name of a .png file [--mistakes]"
+    assert line == "mistakes: digits is not a table; use a name that ends with .png [--mistakes]"
     line = refused(2, "evaluate", run, "--split", "all", "--mistakes", tmp_path / "all.png")
     assert line == "mistakes are written for one split, not for all [--split, --mistakes]"
     refused(3, "evaluate", run, "--mistakes", tmp_path / "none" / "a.png")

@@ -153,7 +153,7 @@ def test_different_data_are_noted(runs: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "other.npz", x=np.eye(20), y=np.arange(20) % 4 // 2)
     ok("train", *FAST, "--epochs", "1", "--data", tmp_path / "other.npz", "--out", tmp_path / "again")
     found = compare_runs([tmp_path / "run", tmp_path / "again"])
-    assert found["notes"] == ["the runs have different versions of the data other; their metrics are not comparable"]
+    assert found["notes"] == ["the runs have different data with the name other; their metrics are not comparable"]
 
 
 # ------------------------------------------------------------------------------------------------ settings
@@ -176,7 +176,7 @@ def test_different_splits_are_noted(runs: Path, tmp_path: Path) -> None:
     ok("train", "--backend", "numpy", "-q", "--epochs", "3", "--seed", "1", "--hidden", "none", "--out", tmp_path / "seed")
     found = compare_runs([runs / "a", tmp_path / "seed"])
     assert found["settings"] == {"seed": [0, 1], "hidden": [[8], []]}
-    assert found["notes"] == ["the runs have different splits, so their metrics may be those of different rows"]
+    assert found["notes"] == ["the runs have different splits, so their metrics may have been computed on different rows"]
 
 
 # ------------------------------------------------------------------------------------------------ which runs
@@ -220,7 +220,7 @@ def test_a_killed_run_has_its_state_so_far(runs: Path, tmp_path: Path) -> None:
     killed = kill(runs / "b", tmp_path / "killed", epochs=2)
     found = compare_runs([runs / "a", killed])
     one = found["runs"][1]
-    assert found["notes"] == [f"{killed} has not finished: it has trained 2 of 4 epochs, and has no metrics of the test split"]
+    assert found["notes"] == [f"{killed} has not finished: 2 of 4 epochs completed; it has no metrics of the test split"]
     assert one["metrics"] == {"accuracy": None, "loss": None, "macro_f1": None}
     assert (one["finished"], one["stopped"], one["epochs"], one["best_epoch"], one["max_epochs"]) == (False, None, 2, 2, 4)
     assert (one["network"], one["parameters"], one["backend"]) == ("784x8x10", result_of(runs / "b")["parameters"], "numpy")
@@ -235,7 +235,7 @@ def test_the_validation_metrics_of_a_killed_run_are_those_of_its_best_epoch(runs
     whole, part = found["runs"]
     assert part["metrics"] == whole["metrics"] | {"macro_f1": None}
     assert part["best_epoch"] == whole["best_epoch"]
-    assert found["notes"] == [f"{killed} has not finished: it has trained 4 of 4 epochs"]
+    assert found["notes"] == [f"{killed} has not finished: 4 of 4 epochs completed"]
     assert found["best"]["accuracy"] == ["b", "killed"]
 
 
@@ -271,7 +271,7 @@ def test_a_run_killed_in_its_first_epoch(runs: Path, tmp_path: Path) -> None:
     found = compare_runs(killed, split="validation")
     (run,) = found["runs"]
     assert (run["epochs"], run["best_epoch"], run["seconds"], run["metrics"]["loss"]) == (0, None, None, None)
-    assert "0 of 3 epochs, and has no metrics of the validation split" in found["notes"][0]
+    assert "0 of 3 epochs completed; it has no metrics of the validation split" in found["notes"][0]
 
 
 def test_seeds_of_which_one_has_not_finished(runs: Path, tmp_path: Path) -> None:
@@ -282,7 +282,7 @@ def test_seeds_of_which_one_has_not_finished(runs: Path, tmp_path: Path) -> None
     found = compare_runs(tmp_path / "seeds")
     (run,) = found["runs"]
     assert (run["finished"], run["metrics"]["accuracy"], run["epochs"]) == (False, None, pytest.approx(7 / 3))
-    assert found["notes"] == [f"{killed} has not finished: it has trained 1 of 3 epochs, and has no metrics of the test split"]
+    assert found["notes"] == [f"{killed} has not finished: 1 of 3 epochs completed; it has no metrics of the test split"]
     (killed / "timings.jsonl").unlink()
     assert compare_runs(tmp_path / "seeds")["runs"][0]["seconds"] is None
 
@@ -311,7 +311,7 @@ def test_invalid_options(runs: Path, tmp_path: Path) -> None:
     with one_line(ConfigError, "no run has the metric loss; metrics of these runs: none"):
         compare_runs(runs / "without", sort="loss", split="validation")
     for name in ("curves.pdf", "config.toml", "png"):
-        with one_line(ConfigError, f"out: {tmp_path / name} must be the name of a PNG file; let it end in .png"):
+        with one_line(ConfigError, f"out: the name {str(tmp_path / name)!r} must end with .png"):
             compare_runs(runs, out=tmp_path / name)
     with one_line(DataError, f"cannot write {tmp_path / 'none' / 'a.png'}", "whose folder must exist"):
         compare_runs(runs, out=tmp_path / "none" / "a.png")

@@ -23,6 +23,9 @@ def test_every_command_accepts_it_and_names_the_run(tmp_path: Path, monkeypatch:
     np.savez("rows.npz", x=np.zeros((2, 784), np.uint8))
     assert ok("predict", "runs/latest", "rows.npz").stderr == note
     assert ok("evaluate", "runs/latest").stderr == note
+    compared = ok("compare", "runs/b", "runs/latest")
+    assert compared.stderr == note
+    assert [line.split()[0] for line in compared.stdout.splitlines()[1:3]] == ["b", "a"]
     assert ok("verify", "runs/latest", "-q").stdout.startswith(f"{Path('runs/a')}: epochs 1 to 3 were reproduced")
     result = ok("train", "--resume", "runs/latest", "--epochs", "4")
     assert result.stderr.startswith(note)
@@ -44,7 +47,12 @@ def test_a_run_that_is_training_is_the_newest(tmp_path: Path, monkeypatch: pytes
 def test_without_a_run_the_commands_exit_with_3(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     forget_settings(monkeypatch)
     monkeypatch.chdir(tmp_path)
-    for command in (("predict", "runs/latest", "a.png"), ("evaluate", "runs/latest"), ("train", "--resume", "runs/latest")):
+    for command in (
+        ("predict", "runs/latest", "a.png"),
+        ("evaluate", "runs/latest"),
+        ("compare", "runs/latest"),
+        ("train", "--resume", "runs/latest"),
+    ):
         text = refused(3, *command)
         assert text == f"{Path('runs/latest')}: there is no run in runs; give the path of a run, or train one"
 

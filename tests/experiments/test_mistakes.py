@@ -110,19 +110,19 @@ def test_outputs_that_are_no_probabilities_are_scores(tmp_path: Path) -> None:
     check_classification(tmp_path / "run" / "mistakes.csv", model, data, rows, 1 + data.source_rows[rows], "score")
 
 
-def test_a_regression_writes_the_rows_with_the_largest_errors(tmp_path: Path) -> None:
+def test_a_regression_writes_the_rows_with_the_largest_residuals(tmp_path: Path) -> None:
     data = table("regression", rows=600)
     model = trained(data, tmp_path / "run")
     rows = split_indices(data, **TrainConfig().split_sizes())["test"]
     predicted = model.predict(data.x[rows])
-    errors = data.y[rows, 0] - predicted
-    order = np.argsort(-np.abs(errors), kind="stable")[:100]
+    residuals = data.y[rows, 0] - predicted
+    order = np.argsort(-np.abs(residuals), kind="stable")[:100]
     found = rows_of(tmp_path / "run" / "mistakes.csv")
     assert len(rows) == 120
-    assert list(found[0]) == ["row", "true", "predicted", "error", "color", "size"]
+    assert list(found[0]) == ["row", "true", "predicted", "residual", "color", "size"]
     assert data.source_rows is not None
     assert [int(row["row"]) for row in found] == (1 + data.source_rows[rows][order]).tolist()
-    for name, values in (("true", data.y[rows, 0]), ("predicted", predicted), ("error", errors)):
+    for name, values in (("true", data.y[rows, 0]), ("predicted", predicted), ("residual", residuals)):
         np.testing.assert_allclose([float(row[name]) for row in found], values[order], rtol=1e-4, atol=1e-6)
     assert [row["color"] for row in found] == colors(data.x[rows][order])
     assert (tmp_path / "run" / "predictions.png").exists()
@@ -226,7 +226,7 @@ def test_evaluate_on_other_data_numbers_all_rows(home: Path) -> None:
     [
         ("found.txt", "test", r"the name '.*found\.txt' must end with \.png or \.csv"),
         ("found.csv", "all", "mistakes are written for one split, not for all"),
-        ("found.png", "test", r"fruits has no images with class labels, so \.png is not possible; give .* a \.csv file"),
+        ("found.png", "test", r"fruits has no images with class labels; .* ends with \.csv"),
     ],
 )
 def test_evaluate_refuses_a_file_that_does_not_fit(name: str, split: str, message: str, home: Path) -> None:
@@ -248,6 +248,6 @@ def test_evaluate_draws_images_and_refuses_a_table_of_them(
     assert np.mean(truth == predicted) == pytest.approx(result["train"]["accuracy"])
     rows = split_indices(data, **TrainConfig().split_sizes())["train"]
     np.testing.assert_array_equal(pictures[3], data.x[rows[3]].reshape(4, 5))
-    with pytest.raises(ConfigError, match=r"pictures is not a table, so \.csv is not possible; give the name of a \.png file"):
+    with pytest.raises(ConfigError, match=r"pictures is not a table; use a name that ends with \.png"):
         evaluate_run(tmp_path / "run", mistakes=tmp_path / "found.csv")
     assert json.loads((tmp_path / "run" / "result.json").read_text())["data"]["name"] == "pictures"

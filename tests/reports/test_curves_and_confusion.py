@@ -327,3 +327,19 @@ def test_rcparams_of_the_user_are_unchanged(tmp_path: Path) -> None:
     curves.plot_curves(make_history(3), 2, tmp_path / "a.png")
     confusion_pictures.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
     assert dict(matplotlib.rcParams) == before
+
+
+def test_a_figure_is_drawn_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    drawn, original = [], Figure.draw
+    monkeypatch.setattr(Figure, "draw", lambda figure, renderer: drawn.append(figure) or original(figure, renderer))
+    curves.plot_curves(make_history(3), 2, tmp_path / "a.png")
+    confusion_pictures.plot_confusion([[1, 0], [0, 1]], ["a", "b"], tmp_path / "b.png")
+    assert len(drawn) == 2
+
+
+def test_figures_in_notebooks_do_not_depend_on_the_settings_of_the_user() -> None:
+    with style.own_style():
+        first, second = (curves.curves_figure(make_history(3), 2, "t") for _ in range(2))
+    expected = first._repr_png_()  # type: ignore[attr-defined]
+    matplotlib.rcParams.update({"figure.autolayout": True, "savefig.facecolor": "black", "savefig.transparent": True})
+    assert second._repr_png_() == expected  # type: ignore[attr-defined]

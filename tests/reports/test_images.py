@@ -42,17 +42,17 @@ def tiles_of(figure: Any) -> list[Any]:
 @pytest.mark.parametrize("channels", [(), (3,)])
 def test_inputs(count: int, channels: tuple[int, ...], figures: list[Any], tmp_path: Path) -> None:
     images = list(RNG.integers(0, 256, (count, 9, 7, *channels), np.uint8))
-    captions = [(f"{LONG[number % 12]}.png", f"{number}  0.9987") for number in range(count)]
+    captions = [(f"{LONG[number % 12]}.png", f"a long class name, number {number}  0.9987") for number in range(count)]
     plot_inputs(images, captions, tmp_path / "a.png", max(count, 20))
     (figure,) = figures
     check_no_overlap(figure)
-    tiles = tiles_of(figure)
-    assert [axes.get_title() for axes in tiles] == [f"a class with a rath…\n{number}  0.9987" for number in range(count)]
-    for axes, image in zip(tiles, images, strict=True):
-        np.testing.assert_array_equal(axes.images[0].get_array(), image)
-        assert axes.images[0].get_clim() == (0, 255)
+    (axes,) = figure.axes
+    for drawn, text, image, (name, _) in zip(axes.images, axes.texts, images, captions, strict=True):
+        assert text.get_text() == f"{name[:11]}…{name[-8:]}\na long clas…  0.9987"
+        np.testing.assert_array_equal(drawn.get_array(), image)
+        assert drawn.get_clim() == (0, 255)
     shown = f"the first {count} of 20 images" if count < 20 else f"{count} images"
-    assert figure.get_suptitle() == f"What the model gets: {shown}"
+    assert figure.get_suptitle() == f"Model inputs: {shown}"
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
@@ -142,12 +142,13 @@ def test_images_of_mistakes_keep_their_aspect_ratio(shape: tuple[int, int], figu
     images, truth = RNG.integers(0, 256, (7, *shape), np.uint8), np.zeros(7, int)
     plot_mistakes(images, truth, truth + 1, np.full(7, 1.25), ["a", "b"], tmp_path / "a.png", "Mistakes", score="score")
     (axes,) = figures[0].axes
-    for image in axes.images:
+    for image, text in zip(axes.images, axes.texts, strict=True):
         box = image.get_window_extent()
         assert box.height / box.width == pytest.approx(shape[0] / shape[1])
+        assert 0 < text.get_window_extent().y0 - box.y1 < 0.1 * figures[0].dpi  # the text is directly above its image
     assert {text.get_text() for text in axes.texts} == {"true: a\npred.: b\nscore 1.25"}
     plot_mistakes(images[:1], truth[:1], truth[:1] + 1, np.ones(1), ["a", "b"], tmp_path / "b.png", "Mistakes")
-    assert figures[1].get_suptitle() == "Mistakes: 1 mistake in 1 rows"
+    assert figures[1].get_suptitle() == "Mistakes: 1 mistake in 1 row"
 
 
 def test_equal_input_gives_identical_files(tmp_path: Path) -> None:

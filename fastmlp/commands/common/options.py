@@ -169,7 +169,7 @@ def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Func
         return click.option(names, name, default=None, help=text, **shared)
     values = default if isinstance(default, tuple) else (default,)
     shown = ",".join(f"{value:g}" if isinstance(value, float) else str(value) for value in values)
-    text += f" [default: {shown}]" if default is not None else ""
+    text += f" [default: {shown}]" if shown and default is not None else ""
     return click.option(flag(name), name, metavar=metadata["type"].metavar, help=text, **shared)
 
 

@@ -176,16 +176,16 @@ class TrainConfig(DataSettings):
     missing: str | None = data_setting(
         one_of("missing", MISSING_VALUES),
         None,
-        "Missing values of a table: drop their rows, or replace them [default: an error].",
+        "Missing values of a table: drop their rows, or replace them with the mean or median [default: an error].",
     )
-    delimiter: str | None = data_setting(DELIMITER, None, "Character between the cells of a table, or tab [default: detected].")
+    delimiter: str | None = data_setting(DELIMITER, None, "Delimiter of a table: a character, or tab [default: detected].")
     header: bool | None = data_setting(
-        BOOLEAN, None, "Whether a table has a line with the names of the columns [default: detected]."
+        BOOLEAN, None, "Whether the first line of a table contains the column names [default: detected]."
     )
     weight: str | None = data_setting(
         COLUMN,
         None,
-        "Column of a table, or array, with a positive weight for each training row in the loss; it is not a feature.",
+        "Column of a table, or array, with a positive weight for each training row in the loss; it is not used as a feature.",
     )
     class_weight: str | None = data_setting(
         CLASS_WEIGHT,
@@ -336,7 +336,7 @@ class TrainConfig(DataSettings):
         )
 
     def with_task(self, task: str) -> TrainConfig:
-        """Return the settings for a task that was found from the data. Raise ConfigError if a setting is for another task."""
+        """Return the settings for a task that is inferred from the data. Raise ConfigError if a setting is for another task."""
         return self if self.task == task else dataclasses.replace(self, task=task)
 
     def table_options(self) -> TableOptions:

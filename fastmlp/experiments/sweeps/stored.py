@@ -1,7 +1,4 @@
-"""Stored runs, as they are compared: which runs are in a folder, and the settings, metrics and history of each.
-
-comparison.py compares them.
-"""
+"""Runs on disk: find the runs in a folder, and read their settings, metrics and histories. comparison.py compares them."""
 
 from __future__ import annotations
 
@@ -52,7 +49,7 @@ class RunData(msgspec.Struct):
 
 
 class StoredRun(NamedTuple):
-    """What is compared of a run, finished or not.
+    """The content of a run folder that is compared; the run may be unfinished.
 
     config : its settings
     data : name, SHA-256 hash, number of features and classes of its data
@@ -95,12 +92,12 @@ class Entry(NamedTuple):
 
 
 def expanded(paths: Sequence[str | Path]) -> list[Path]:
-    """Return the folders to compare: the paths, of which folders that contain runs are replaced with these runs.
+    """Return the folders to compare: the paths, where a folder that contains runs is replaced with these runs.
 
     Raises
     ------
     ConfigError : a run is given twice
-    DataError : a path has no run
+    DataError : a path contains no run
     """
     given: dict[Path, Path] = {}
     for path in map(Path, paths):
@@ -120,11 +117,11 @@ def runs_in(path: Path) -> list[Path]:
         raise DataError(f"{path}: no such folder; check the path")
     if is_entry(path) or not path.is_dir():
         return [path]
-    # A symbolic link to a run in the same folder is the same run; sorting it last keeps the name of the run itself.
+    # A symbolic link to a run in the same folder is the same run. Links are sorted last, so that the name of the run is kept.
     inner = sorted((one for one in path.iterdir() if one.is_dir()), key=lambda one: (one.is_symlink(), one.name))
     found: dict[Path, Path] = {}
     for folder in inner:
-        # Without seeds.json, the runs of several seeds have not all finished, and are compared as single runs.
+        # If seeds.json is missing, not all seeds have finished; then their runs are compared as single runs.
         runs = [folder] if is_entry(folder) else [run for run in seeds_in(folder).values() if is_entry(run)]
         for run in runs:
             found.setdefault(run.resolve(), run)
@@ -217,6 +214,3 @@ def metrics_of(figures: Mapping[str, Any]) -> dict[str, float | None]:
     if "accuracy" in figures:
         return {"accuracy": figures["accuracy"], "loss": figures["loss"], "macro_f1": figures["macro"]["f1"]}
     return {"r2": figures["r2"], "mae": figures["mae"], "rmse": math.sqrt(figures["mse"]), "loss": figures["loss"]}
-
-
-# ------------------------------------------------------------------------------------------------ rows

@@ -1,8 +1,8 @@
-"""Notification of the compilation of kernels, which takes seconds the first time that a machine needs them.
+"""Notification of the compilation of kernels, which takes seconds when they are first used on a machine.
 
-A progress display registers a function, which is called before the first kernel of a process is compiled. Kernels that are
-loaded from the cache do not count. Observers belong to the thread that registers them, since output of another thread would
-be mixed with its own.
+A progress display registers a function (an observer), which is called before the first kernel of a process is compiled, but
+not when a kernel is loaded from the cache. An observer is only called by the thread that registered it, since another thread
+may be writing its own output.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def remove_observer(function: Observer) -> None:
 
 @contextlib.contextmanager
 def observer(function: Observer) -> Iterator[None]:
-    """Context manager in which a function is an observer."""
+    """Context manager that registers an observer and removes it at the end."""
     add_observer(function)
     try:
         yield
@@ -47,7 +47,7 @@ def observer(function: Observer) -> Iterator[None]:
 
 
 def notify() -> None:
-    """Call the observer of this thread, once per process. It is called before a kernel is compiled."""
+    """Call the observer of this thread, at most once per process. This function is called before a kernel is compiled."""
     if OBSERVERS.functions and not announced.is_set():
         announced.set()
         OBSERVERS.functions[-1]()
