@@ -132,6 +132,8 @@ CONVERSIONS = {
     "colour by BT.601": ("RGB", (250, 100, 50), "png", 139, (250, 100, 50)),
     "half transparent grey over black": ("LA", (200, 128), "png", 100, (100, 100, 100)),
     "transparent colour over black": ("RGBA", (250, 100, 50, 0), "png", 0, (0, 0, 0)),
+    "half transparent dark grey over white": ("LA", (100, 127), "png", 178, (178, 178, 178)),
+    "half transparent dark blue over white": ("RGBA", (0, 0, 200, 51), "png", 209, (204, 204, 244)),
     "16 bits keep the high byte": ("I;16", 0x8C40, "png", 0x8C, (0x8C,) * 3),
     "floats are clipped": ("F", 300.0, "tif", 255, (255, 255, 255)),
     "ink": ("CMYK", (0, 255, 255, 0), "tif", 76, (255, 0, 0)),
@@ -152,6 +154,55 @@ def test_a_palette_with_a_transparent_colour_is_composited_over_black(tmp_path):
     image.putpixel((1, 0), 1)
     image.save(tmp_path / "a.png", transparency=0)
     assert load_images([tmp_path / "a.png"], (1, 2, 3)).tolist() == [[0, 0, 0, 0, 255, 0]]
+
+
+INKS = {
+    "black": ((0, 0, 0), 255),
+    "dark blue": ((20, 30, 160), 255),
+    "red": ((255, 0, 0), 255),
+    "dark green": ((0, 128, 0), 255),
+    "white": ((255, 255, 255), 0),
+    "yellow": ((250, 230, 40), 0),
+    "mid-grey": ((128, 128, 128), 0),
+}
+
+
+@pytest.mark.parametrize("form", ["RGBA", "LA", "palette"])
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_on_a_transparent_background_stays_visible(ink, form, tmp_path):
+    """Strokes with soft edges; the colour of transparent pixels, which is white or black, has no effect."""
+    colour, expected = INKS[ink]
+    opacity = np.zeros((20, 20), np.uint8)
+    opacity[4:16, 8:12] = 255
+    opacity[4:16, 7] = opacity[4:16, 12] = 0 if form == "palette" else 100
+    for hidden in (0, 255):
+        rgb = np.where(opacity[..., None] > 0, np.uint8(colour), np.uint8(hidden))
+        image = Image.fromarray(np.dstack([rgb, opacity]))
+        if form == "palette":
+            image = Image.fromarray((opacity > 0).astype(np.uint8)).convert("P")
+            image.putpalette([hidden, hidden, hidden, *colour])
+            image.save(tmp_path / "a.png", transparency=0)
+        else:
+            image.convert(form).save(tmp_path / "a.png")
+        found = load_images([tmp_path / "a.png"], (20, 20, 1)).reshape(20, 20).astype(int)
+        assert (found[opacity == 0] == expected).all()
+        luma = round(np.dot([0.299, 0.587, 0.114], colour))
+        assert np.abs(found[opacity == 255] - luma).max() <= 1
+        assert abs(luma - expected) >= 127
+
+
+def test_transparent_objects_with_light_pixels_are_composited_over_black(tmp_path):
+    pixels = np.full((10, 10, 4), (40, 20, 30, 255), np.uint8)
+    pixels[:2] = 0  # transparent
+    pixels[5, 2:8, :3] = 200  # 6 of 80 visible pixels
+    Image.fromarray(pixels).save(tmp_path / "a.png")
+    assert (load_images([tmp_path / "a.png"], (10, 10, 3)).reshape(10, 10, 3)[:2] == 0).all()
+
+
+def test_opaque_images_with_an_alpha_channel_are_unchanged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 60, (6, 5, 3), np.uint8)
+    Image.fromarray(np.dstack([pixels, np.full((6, 5), 255, np.uint8)])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], (6, 5, 3)).reshape(6, 5, 3), pixels)
 
 
 def test_load_images_keeps_pixels_of_the_right_size_and_averages_larger_ones(tmp_path):

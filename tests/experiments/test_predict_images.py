@@ -179,6 +179,30 @@ def test_the_data_of_a_run_are_not_inverted_by_evaluate(tmp_path: Path) -> None:
     assert "inverted" not in ok("evaluate", tmp_path / "run", "--split", "all", "--data", data).stderr
 
 
+def test_dark_ink_on_a_transparent_background_is_recognized(home: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        opacity = 255 - on_paper(digit(number, 3), margin=MARGIN)
+        save(tmp_path / f"{number}.png", np.dstack([np.zeros_like(opacity), opacity]), "LA")
+    found = ok("predict", home / "runs" / "digits", tmp_path)
+    assert (labels(found.stdout), found.stderr) == (DIGITS, f"10 of 10 images {INVERTED}\n")
+    found = ok("predict", home / "runs" / "paper", tmp_path)
+    assert (labels(found.stdout), found.stderr) == (DIGITS, "")
+
+
+def test_transparent_drawings_are_trained_and_predicted_alike(tmp_path: Path) -> None:
+    for number in (0, 1):
+        for index in range(20):
+            opacity = framed_digit(number, index)
+            image = np.dstack([np.zeros_like(opacity), opacity])
+            save(tmp_path / "data" / str(number) / f"{index}.png", image, "LA")
+    ok("train", "--data", tmp_path / "data", *SMALL, "--epochs", "10", "--out", tmp_path / "run")
+    stats = load(tmp_path / "run", backend="numpy").image_stats
+    assert stats is not None
+    assert stats.polarity == "dark on light"
+    found = ok("predict", tmp_path / "run", tmp_path / "data")
+    assert (labels(found.stdout), found.stderr) == (["0"] * 20 + ["1"] * 20, "")
+
+
 # ------------------------------------------------------------------------------------------------ centering
 
 

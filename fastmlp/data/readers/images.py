@@ -38,6 +38,7 @@ TRANSPOSE = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+MAX_LIGHT = 0.05  # a transparent image is dark if at most this fraction of its visible pixels is lighter than mid-grey
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
 Result = TypeVar("Result")
@@ -101,11 +102,12 @@ def read_image_folder(
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
-    Only the first frame of an image is read. Photos are turned upright by their EXIF orientation. Of 16-bit grey values, the
-    high byte is used.
-    Floating-point values are clipped to 0..255. Transparent images are composited over black. With one channel, the pixels
-    are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB. Images are then resized with an
-    antialiased bilinear filter, which does not preserve the aspect ratio. Colours are not inverted.
+    Only the first frame of an image is read. Images are rotated and mirrored according to their EXIF orientation. 16-bit grey
+    values are reduced to their high byte, and floating-point values are clipped to 0..255. Transparent images are composited
+    over black, or over white if nearly all of their visible pixels are dark, such as black ink on a transparent background.
+    With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB.
+    Images are then resized with an antialiased bilinear filter, which does not preserve the aspect ratio. Images are not
+    inverted.
 
     Parameters
     ----------
@@ -350,5 +352,16 @@ def _converted(image: PillowImage, channels: int) -> PillowImage:
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, _background_of(layer)), layer)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _background_of(layer: PillowImage) -> str:
+    """Return "black" or "white", the background over which a transparent image in mode RGBA is composited.
+
+    Dark drawings would be invisible over black. All other images have the same background, because the background of cut-out
+    objects should not depend on their brightness.
+    """
+    opacity = np.asarray(layer.getchannel("A"), np.float64)
+    light = opacity[np.asarray(layer.convert("RGB").convert("L")) >= 128].sum()
+    return "white" if light < MAX_LIGHT * opacity.sum() else "black"
