@@ -56,7 +56,7 @@ from fastmlp.commands.common.toolkit import open_extractor
 @click.option(
     "--mistakes",
     metavar="FILE.png|FILE.csv",
-    help="Draw the misclassified images to FILE.png, or write the rows of a table with the largest mistakes to FILE.csv.",
+    help="Plot the misclassified images to FILE.png, or write the rows of a table with the largest mistakes to FILE.csv.",
 )
 @click.option(
     "--min-accuracy",
@@ -75,7 +75,8 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     fastmlp evaluate runs/a --split validation --mistakes mistakes.png
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
 
-    The images of an image folder are inverted as by `fastmlp predict`; the data of the run only with --invert yes.
+    The images of a folder given by --data are inverted as in `fastmlp predict`. The data of the run are only inverted with
+    --invert yes.
     """
     from fastmlp.experiments.evaluation import evaluate_run
     from fastmlp.experiments.result import check_accuracy

@@ -181,7 +181,7 @@ def invert_images(model: Model, source: str, splits: dict[str, CheckedRows], inv
     for name, rows in splits.items():
         x = np.asarray(rows.x)
         converter.total += len(x)
-        found[name] = replace(rows, x=converter.convert(x, converter.flagged(x)))
+        found[name] = replace(rows, x=converter.convert(x, converter.to_invert(x)))
     for text in converter.notes():
         say(text)
     return found

@@ -41,9 +41,9 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     Parameters
     ----------
     path : run folder, or model file
-    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x; folders of images, and
-        glob patterns, see `inputs.find_files`. The columns of a table are matched by the names of the columns that the model
-        was trained on, and other columns are ignored
+    inputs : image files, tables, .npz files with an array x, folders of images, and glob patterns, see `inputs.find_files`.
+        Images are converted as in `readers.images.load_images`. The columns of a table are matched by the names of the columns
+        that the model was trained on, and other columns are ignored
     top : number of classes to return per row, in descending order of probability; None returns all classes
     backend, threads : see `engines.make_engine`; a backend of None means "auto"
     open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
@@ -64,7 +64,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     Raises
     ------
     ConfigError : an option is for images, but the model or a file is not
-    DataError : a file is missing or damaged, or does not fit the model; or a folder or a pattern stands for no files
+    DataError : a file is missing or damaged, or does not fit the model; a folder has no images; or no file matches a pattern
 
     Examples
     --------
@@ -96,7 +96,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
 
 
 class Rows(NamedTuple):
-    """Rows of a file, (n, features), and where rows lack values, so that they cannot be predicted, (n,) bool; None: nowhere."""
+    """Rows of a file, (n, features), and which of them have missing values and cannot be predicted, (n,) bool or None."""
 
     x: npt.NDArray[Any]
     incomplete: npt.NDArray[np.bool_] | None = None
@@ -112,7 +112,7 @@ def read_rows(
     """Return the rows of a file; None for an unreadable image that is skipped.
 
     `inputs_of` maps images to features; it is used if the model was trained on features of images. `converter` reads and
-    converts images; it is None if the model takes no images.
+    converts images; it is None if the model was not trained on images.
     """
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
@@ -150,12 +150,14 @@ def read_table(file: Path, model: Model, features: int, say: Say) -> tuple[npt.N
 
 
 def image_inputs(model: Model, options: ImageOptions, show: str | Path | None) -> ImageInputs | None:
-    """Return the converter of images for a model; None if the model takes no images.
+    """Return the converter of images for a model; None if the model was not trained on images.
 
     Raises
     ------
-    ConfigError : the model takes no images, but an option is for images
+    ConfigError : the model was not trained on images, but an option is for images; or `show` does not end with .png
     """
+    if show is not None and Path(show).suffix.lower() != ".png":
+        raise ConfigError(f"show: the name {str(show)!r} must end with .png", settings=("show",))
     if model.image_shape is not None:
         return ImageInputs(model.image_shape, model.image_stats, options)
     given = {"invert": options.invert == "yes", "center": options.center, "show": show is not None}
@@ -165,11 +167,11 @@ def image_inputs(model: Model, options: ImageOptions, show: str | Path | None) -
 
 
 def show_inputs(converter: ImageInputs, predictions: Sequence[Prediction], path: Path) -> None:
-    """Plot the first images as the model gets them, with their predictions; raise ConfigError if there are none."""
+    """Plot the first converted images with their predictions; raise ConfigError if there are none."""
     from fastmlp.reports.images import plot_inputs
 
     if not converter.kept:
-        raise ConfigError("show is for images, but the inputs are tables; leave it out", settings=("show",))
+        raise ConfigError("show is for images, but none of the inputs is an image; leave it out", settings=("show",))
     by_place = {(one["input"], one["row"]): one for one in predictions}
     height, width, channels = converter.image_shape
     shape = (height, width) if channels == 1 else converter.image_shape

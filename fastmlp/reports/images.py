@@ -142,7 +142,7 @@ def _draw_image(axes: Any, image: Array, x: float, y: float) -> None:
 
 
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:
-    """Write a PNG file of images as a network gets them.
+    """Write a PNG file of the images that are the inputs of a network.
 
     Parameters
     ----------
@@ -155,7 +155,7 @@ def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], pa
     rows = math.ceil(len(images) / columns)
     count = f"the first {len(images)} of {total:,} images" if total > len(images) else f"{total} image{'s'[: total != 1]}"
     with own_style():
-        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"What the model gets: {count}")
+        figure = new_figure(max(4.0, 1.5 * columns), 0.6 + 1.85 * rows, f"Model inputs: {count}")
         for number, (image, lines) in enumerate(zip(images, captions, strict=True), start=1):
             axes = figure.add_subplot(rows, columns, number)
             axes.imshow(image, cmap="gray", vmin=0, vmax=255, interpolation="nearest")

@@ -222,5 +222,5 @@ def test_load_images_reports_errors(tmp_path):
         load_images, [tmp_path / "none.png"], (2, 2, 1)
     )
     assert f"{tmp_path}: not a readable image ({os.strerror(errno.EISDIR)})" in message(load_images, [tmp_path], (2, 2, 1))
-    assert "no image given" in message(load_images, [], (2, 2, 1))
+    assert "no images given" in message(load_images, [], (2, 2, 1))
     assert "(2, 2, 4)" in message(load_images, [save(tmp_path / "b.png")], (2, 2, 4))

@@ -13,7 +13,7 @@ from support.drawings import PAPERS, PHOTOS, Pixels, digit, digits, on_paper
 import fastmlp
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, image_stats, inverted, is_opposite
-from fastmlp.data.readers.images import fit
+from fastmlp.data.readers.images import to_row
 from fastmlp.data.rows import Subset
 
 SHAPE = (28, 28, 1)
@@ -27,7 +27,7 @@ def stats_of(x: Any, shape: tuple[int, int, int] = SHAPE) -> ImageStats:
 
 def small(image: Pixels) -> Pixels:
     """Return an image as a row of 28 x 28 pixels, as `load_images` resizes it."""
-    return fit(Image.fromarray(image), SHAPE)[None]
+    return to_row(Image.fromarray(image), SHAPE)[None]
 
 
 LIGHT = stats_of(digits().x)

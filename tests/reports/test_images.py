@@ -52,7 +52,7 @@ def test_inputs(count: int, channels: tuple[int, ...], figures: list[Any], tmp_p
         np.testing.assert_array_equal(axes.images[0].get_array(), image)
         assert axes.images[0].get_clim() == (0, 255)
     shown = f"the first {count} of 20 images" if count < 20 else f"{count} images"
-    assert figure.get_suptitle() == f"What the model gets: {shown}"
+    assert figure.get_suptitle() == f"Model inputs: {shown}"
 
 
 @pytest.mark.parametrize("count", [1, 7, 20])
