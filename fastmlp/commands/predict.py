@@ -57,7 +57,7 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     column per class or value, one JSON object as with --json, or one JSON object per line (.jsonl).
 
     Images may have any size, and may be grayscale or color. They are converted to the shape of the training images: the
-    EXIF orientation of photos is applied, transparent images are composited over black, or over white if they are dark,
+    EXIF orientation of photos is applied, transparent images are composited over white, or over black if they are light,
     color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel, and images are resized by bilinear
     interpolation. If the training images are light on dark, like those of MNIST, images that are dark on light are
     inverted, and vice versa.

@@ -191,12 +191,30 @@ def test_ink_on_a_transparent_background_stays_visible(ink, form, tmp_path):
         assert abs(luma - expected) >= 127
 
 
-def test_transparent_objects_with_light_pixels_are_composited_over_black(tmp_path):
-    pixels = np.full((10, 10, 4), (40, 20, 30, 255), np.uint8)
-    pixels[:2] = 0  # transparent
-    pixels[5, 2:8, :3] = 200  # 6 of 80 visible pixels
-    Image.fromarray(pixels).save(tmp_path / "a.png")
-    assert (load_images([tmp_path / "a.png"], (10, 10, 3)).reshape(10, 10, 3)[:2] == 0).all()
+@pytest.mark.parametrize(("dark", "expected"), [(0, 0), (1, 0), (2, 255), (50, 255), (98, 255), (100, 255)])
+def test_transparent_images_are_composited_over_white_unless_nearly_all_visible_pixels_are_light(tmp_path, dark, expected):
+    luma = np.where(np.arange(100) < dark, 60, 230).reshape(10, 10).astype(np.uint8)
+    image = np.pad(np.dstack([luma, np.full((10, 10), 255, np.uint8)]), ((1, 1), (1, 1), (0, 0)))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    found = load_images([tmp_path / "a.png"], (12, 12, 1)).reshape(12, 12)
+    assert (found[[0, -1]] == expected).all()
+    np.testing.assert_array_equal(found[1:-1, 1:-1], luma)
+
+
+@pytest.mark.parametrize(("ink", "expected"), [(255, 0), (0, 255)])
+@pytest.mark.parametrize("earlier", [0, 128, 255])
+def test_soft_edges_with_a_part_of_an_earlier_background_have_no_effect(tmp_path, ink, expected, earlier):
+    opacity = np.tile(np.uint8([0, 30, 60, 90, 120, 255, 120, 90, 60, 30, 0]), (8, 1))
+    luma = (earlier + (ink - earlier) * (opacity / 255)).astype(np.uint8)
+    Image.fromarray(np.dstack([luma, opacity])).save(tmp_path / "a.png")
+    found = load_images([tmp_path / "a.png"], (8, 11, 1)).reshape(8, 11)
+    assert (found[:, [0, -1]] == expected).all() and (found[:, 5] == ink).all()
+
+
+def test_a_faint_transparent_image_and_one_without_visible_pixels(tmp_path):
+    for opacity, expected in ((40, 255 - 40), (0, 0)):
+        Image.new("LA", (3, 2), (0, opacity)).save(tmp_path / "a.png")
+        assert (load_images([tmp_path / "a.png"], (2, 3, 1)) == expected).all()
 
 
 def test_opaque_images_with_an_alpha_channel_are_unchanged(tmp_path):

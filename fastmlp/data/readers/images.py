@@ -41,7 +41,7 @@ TRANSPOSE = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
-MAX_LIGHT = 0.05  # a transparent image is dark if at most this fraction of its visible pixels is lighter than mid-grey
+MOST_DARK = 0.01  # a transparent image is light if at most this fraction of its visible pixels is darker than mid-grey
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
 Result = TypeVar("Result")
@@ -112,7 +112,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
 
     Only the first frame of an image is read. Images are rotated and mirrored according to their EXIF orientation. 16-bit grey
     values are reduced to their high byte, and floating-point values are clipped to 0..255. Transparent images are composited
-    over black, or over white if nearly all of their visible pixels are dark, such as black ink on a transparent background.
+    over white, or over black if nearly all of their visible pixels are light, such as white ink on a transparent background.
     With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB.
     Images are then resized with an antialiased bilinear filter, which does not preserve the aspect ratio. Images are not
     inverted.
@@ -381,11 +381,13 @@ def _converted(image: PillowImage, channels: int) -> PillowImage:
 
 
 def _background_of(layer: PillowImage) -> str:
-    """Return "black" or "white", the background over which a transparent image in mode RGBA is composited.
+    """Return "white" or "black", the background over which a transparent image in mode RGBA is composited.
 
-    Dark drawings would be invisible over black. All other images have the same background, because the background of cut-out
-    objects should not depend on their brightness.
+    It is white, like the page on which such images are usually seen, except for images that would be almost invisible over
+    white. Pixels with less than half of the maximum opacity are not counted, because the soft edges of strokes often contain a
+    part of an earlier background.
     """
-    opacity = np.asarray(layer.getchannel("A"), np.float64)
-    light = opacity[np.asarray(layer.convert("RGB").convert("L")) >= 128].sum()
-    return "white" if light < MAX_LIGHT * opacity.sum() else "black"
+    opacity = np.asarray(layer.getchannel("A"))
+    solid = opacity >= max(1, opacity.max() / 2)
+    dark = np.asarray(layer.convert("RGB").convert("L"))[solid] < 128
+    return "white" if dark.sum() > MOST_DARK * dark.size else "black"
