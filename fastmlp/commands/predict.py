@@ -42,8 +42,8 @@ from fastmlp.commands.common.toolkit import open_extractor
 def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **choices: Any) -> None:
     """Predict classes or values with a saved model.
 
-    Each INPUT is an image, a folder of images, a table, an .npz file, or a glob pattern in quotes. All rows of tables and
-    .npz files are predicted. RUN can be runs/latest, the run in the folder runs that was started last.
+    Each INPUT is an image, a folder of images, a table, an .npz or .npy file, or a glob pattern in quotes. All rows of
+    tables and arrays are predicted. RUN can be runs/latest, the run in the folder runs that was started last.
 
     \b
     fastmlp predict runs/a shirt.png shoe.jpg
@@ -63,7 +63,7 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     inverted, and vice versa.
 
     The columns of a table (.csv, .tsv, .parquet) are matched by their names. Other columns, such as the label, are ignored.
-    An .npz file has the features in an array x.
+    An .npz file contains the features as an array x.
     """
     from fastmlp.data.images.inputs import ImageOptions
     from fastmlp.experiments.prediction import predict_files

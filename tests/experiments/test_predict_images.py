@@ -17,7 +17,7 @@ from fastmlp.experiments.prediction import predict_files
 from fastmlp.models.model import load
 from fastmlp.reports import images as pictures
 
-INVERTED = "they are dark on light, but the training images are light on dark; set --invert to no to disable this"
+INVERTED = "dark on light, whereas the training images are light on dark; set --invert to no to disable this"
 MARGIN = 28  # of `on_paper`, so that the digits have the size of `framed_digits`
 SMALL = ("--hidden", "32", "--scale", "unit", "--backend", "numpy", "--no-checkpoints", "-q")
 
@@ -85,7 +85,7 @@ def test_light_on_dark_is_inverted_for_a_model_of_dark_on_light(home: Path, tmp_
         save(tmp_path / f"{number}.png", framed_digit(number, 3))
     found = ok("predict", home / "runs" / "paper", tmp_path)
     assert labels(found.stdout) == DIGITS
-    assert "inverted 10 of 10 images: they are light on dark, but the training images are dark on light" in found.stderr
+    assert "inverted 10 of 10 images: light on dark, whereas the training images are dark on light" in found.stderr
     found = ok("predict", home / "runs" / "digits", tmp_path)
     assert labels(found.stdout) == DIGITS
     assert found.stderr == ""

@@ -169,7 +169,7 @@ class ImageInputs:
         if self.inverted and self.options.invert == "auto":
             assert self.stats is not None
             theirs = "dark on light" if self.stats.polarity == "light on dark" else "light on dark"
-            reason = f"they are {theirs}, but the training images are {self.stats.polarity}"
+            reason = f"{theirs}, whereas the training images are {self.stats.polarity}"
             count = f"{self.inverted:,} of {self.total:,} image{'s'[: self.total != 1]}"
             found.append(f"inverted {count}: {reason}; set `invert` to no to disable this")
         return found
