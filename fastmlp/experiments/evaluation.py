@@ -151,7 +151,7 @@ def load_for(model: Model, source: str, data_dir: str | None, options: TableOpti
     task = "classification" if model.classes else "regression"
     if is_folder_of_images(source) and model.image_shape and model.classes and options.weight is None:
         size, channels = model.image_shape[:2], model.image_shape[2]
-        arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None)
+        arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None, least_classes=1)
         data = check_dataset(arrays, Path(source).resolve().stem)
     else:
         options = options._replace(task=task)

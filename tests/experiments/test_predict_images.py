@@ -168,6 +168,17 @@ def test_evaluate_inverts_other_folders_like_predict(home: Path, tmp_path: Path)
     assert "invert is for folders of images" in refused(2, "evaluate", home / "runs" / "digits", "--invert", "yes")
 
 
+def test_evaluate_accepts_a_folder_with_images_of_a_single_class(home: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        save(tmp_path / "7" / f"{index}.png", framed_digit(7, index))
+    ok("evaluate", home / "runs" / "digits", "--data", tmp_path, "--report", "--min-accuracy", "0.99")
+    text = refused(3, "train", "--data", tmp_path, *SMALL)
+    assert text.startswith(f"{tmp_path}: 1 class folders; give a folder with 2 or more subfolders")
+    (tmp_path / "empty").mkdir()
+    text = refused(3, "evaluate", home / "runs" / "digits", "--data", tmp_path / "empty")
+    assert text.startswith(f"{tmp_path / 'empty'}: 0 class folders; give a folder with 1 or more subfolders")
+
+
 def test_the_data_of_a_run_are_not_inverted_by_evaluate(tmp_path: Path) -> None:
     data = write_digits(tmp_path / "data")
     for number in range(10):  # one of the images is inverted

@@ -59,7 +59,12 @@ BadImages = dict[Path, BadImageError]  # unreadable files that are skipped
 
 
 def read_image_folder(
-    path: str | Path, image_size: tuple[int, int] | None = None, skip_bad: bool = False, channels: int | None = None
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    skip_bad: bool = False,
+    channels: int | None = None,
+    *,
+    least_classes: int = 2,
 ) -> RawArrays:
     """Read a folder with one subfolder of images per class; the sorted names of the subfolders are the classes.
 
@@ -74,21 +79,22 @@ def read_image_folder(
     image_size : (height, width) to which all images are resized; None if they all have the same size
     skip_bad : whether unreadable images are left out; a note has their number and the first names
     channels : 1 for grey or 3 for colour; if None, 1 if all images are stored as grey, else 3
+    least_classes : minimum number of classes
 
     Raises
     ------
     DataError : an unreadable image, images of different sizes without `image_size`, an empty or nested class folder, a class
-        without a readable image, or fewer than two classes
+        without a readable image, or fewer than `least_classes` classes
     """
     path = Path(path)
     bad: BadImages | None = {} if skip_bad else None
     inner = [item.name for item in _visible(path) if item.is_dir()]
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
-    if len(classes) < 2:
+    if len(classes) < least_classes:
         raise DataError(
-            f"{path}: {len(classes)} class folders; give a folder with at least two subfolders of images, one per class, or a "
-            "folder with x.npy and y.npy"
+            f"{path}: {len(classes)} class folders; give a folder with {least_classes} or more subfolders of images, one per "
+            "class, or a folder with x.npy and y.npy"
         )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size, channels, bad)
