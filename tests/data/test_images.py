@@ -136,6 +136,10 @@ CONVERSIONS = {
     "half transparent dark blue over white": ("RGBA", (0, 0, 200, 51), "png", 209, (204, 204, 244)),
     "16 bits keep the high byte": ("I;16", 0x8C40, "png", 0x8C, (0x8C,) * 3),
     "floats are clipped": ("F", 300.0, "tif", 255, (255, 255, 255)),
+    "negative floats are clipped": ("F", -0.5, "tif", 0, (0, 0, 0)),
+    "floats up to 255": ("F", 20.7, "tif", 20, (20, 20, 20)),
+    "floats up to 1": ("F", 0.4, "tif", 102, (102, 102, 102)),
+    "NaN": ("F", float("nan"), "tif", 0, (0, 0, 0)),
     "ink": ("CMYK", (0, 255, 255, 0), "tif", 76, (255, 0, 0)),
 }
 

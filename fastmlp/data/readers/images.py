@@ -117,7 +117,8 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
     Only the first frame of an image is read. Images are rotated and mirrored according to their EXIF orientation. 16-bit grey
-    values are reduced to their high byte, and floating-point values are clipped to 0..255. Transparent images are composited
+    values are reduced to their high byte. Floating-point values from 0 to 1 are multiplied by 255, and others are clipped to 0..255.
+    Transparent images are composited
     over white, or over black if nearly all of their visible pixels are light, such as white ink on a transparent background.
     With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB.
     Images are then resized with an antialiased bilinear filter, which does not preserve the aspect ratio. Images are not
@@ -380,6 +381,11 @@ def _converted(image: PillowImage, channels: int) -> PillowImage:
         image = image.transpose(Image.Transpose[name])
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        if 0 <= values.min() and values.max() <= 1:
+            values = (255 * values).round()
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
         image = Image.alpha_composite(Image.new("RGBA", layer.size, _background_of(layer)), layer)
