@@ -76,7 +76,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
     fastmlp evaluate runs/a --split validation --mistakes mistakes.png
     fastmlp evaluate runs/a/model.safetensors --data new.csv --min-accuracy 0.9
 
-    Images in a folder are inverted in the same way as by `fastmlp predict`. The data of the run are inverted only with
+    The images of a folder given by --data are inverted as in `fastmlp predict`. The data of the run are only inverted with
     --invert yes.
     """
     from fastmlp.experiments.evaluation import evaluate_run

@@ -33,17 +33,17 @@ from fastmlp.commands.common.toolkit import open_extractor
     "--center",
     is_flag=True,
     envvar="FASTMLP_CENTER",
-    help="Scale and center the drawing in each image, as in the images of MNIST.",
+    help="Scale the drawing in each image and move it to the center, as in the images of MNIST.",
 )
 @skip_bad_option
-@click.option("--show", metavar="FILE.png", help="Plot the converted images, which are the inputs of the model, to this file.")
+@click.option("--show", metavar="FILE.png", help="Plot the images after all conversions, with their predictions, to this file.")
 @engine_options
 @common_options
 def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None, as_json: bool, **choices: Any) -> None:
     """Predict classes or values with a saved model.
 
-    The inputs are images, folders of images, or tables and .npz files, whose rows are all predicted. An input can also be
-    a quoted pattern of file names. RUN can be runs/latest, the run in the folder runs that was started or resumed last.
+    Each INPUT is an image, a folder of images, a table, an .npz or .npy file, or a glob pattern in quotes. All rows of
+    tables and arrays are predicted. RUN can be runs/latest, the run in the folder runs that was started or resumed last.
 
     \b
     fastmlp predict runs/a shirt.png shoe.jpg
@@ -56,14 +56,14 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     For regression, the line has the predicted values instead. The suffix of --out sets the format of the file: .csv has a
     column per class or value, .json has one JSON object as with --json, and .jsonl has one JSON object per line.
 
-    Images may have any size, and may be grayscale or color. They are converted to the shape of the training images:
-    photos are rotated upright according to their EXIF orientation, color is converted to grayscale (ITU-R BT.601 luma) if
-    the model takes one channel, transparent pixels are blended with black, and images are resized by bilinear
-    interpolation. If the training images are light on dark, as those of MNIST, images that are dark on light are inverted,
-    and vice versa.
+    Images may have any size, and may be grayscale or color. They are converted to the shape of the training images: the
+    EXIF orientation of photos is applied, transparent images are composited over white, or over black if they are light,
+    color is converted to grayscale (ITU-R BT.601 luma) if the model takes one channel, and images are resized by bilinear
+    interpolation. If the training images are light on dark, like those of MNIST, images that are dark on light are
+    inverted, and vice versa.
 
     The columns of a table (.csv, .tsv, .parquet) are matched by their names. Other columns, such as the label, are ignored.
-    An .npz file has the features in an array x.
+    An .npz file contains the features as an array x.
     """
     from fastmlp.data.images.inputs import ImageOptions
     from fastmlp.experiments.prediction import predict_files

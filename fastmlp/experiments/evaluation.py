@@ -59,13 +59,14 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     predictions : file to which the predictions are written, see `text.predictions_text`; only for classification, and only
         if `split` is a single split
     invert : whether the images of an image folder are inverted, see `ImageOptions`; "auto" never inverts the data of the run
-    skip_bad : whether unreadable files of an image folder that is not that of the run are left out
-    mistakes : .png file to which misclassified images are drawn, or .csv file to which the rows of a table with the largest
+    skip_bad : whether unreadable files of the image folder `source` are left out; for the data of the run, the setting of the
+        run is used
+    mistakes : .png file to which misclassified images are plotted, or .csv file to which the rows of a table with the largest
         mistakes are written, see `mistakes.write_mistakes`; only if `split` is a single split
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
         features of images and `source` contains images
-    say : function that is called with messages: that the run has not finished, how other data than its own were read, or that
-        images were inverted
+    say : function that is called with messages, for example that the run has not finished, how data other than those of the
+        run were read, or that images were inverted
 
     Returns
     -------
@@ -150,7 +151,7 @@ def load_for(model: Model, source: str, data_dir: str | None, options: TableOpti
     task = "classification" if model.classes else "regression"
     if is_folder_of_images(source) and model.image_shape and model.classes and options.weight is None:
         size, channels = model.image_shape[:2], model.image_shape[2]
-        arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None)
+        arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None, least_classes=1)
         data = check_dataset(arrays, Path(source).resolve().stem)
     else:
         options = options._replace(task=task)
@@ -161,7 +162,7 @@ def load_for(model: Model, source: str, data_dir: str | None, options: TableOpti
 
 
 def is_folder_of_images(source: str) -> bool:
-    """Return whether a setting `data` stands for an image folder."""
+    """Return whether a setting `data` is the path of an image folder."""
     return source not in DATASETS and is_image_folder(Path(source))
 
 
@@ -170,7 +171,7 @@ def invert_images(model: Model, source: str, splits: dict[str, CheckedRows], inv
 
     Raises
     ------
-    ConfigError : all images are to be inverted, but the data are not an image folder, or the model takes no images
+    ConfigError : `invert` is "yes", but the data are not an image folder, or the model was not trained on images
     """
     if not is_folder_of_images(source) or model.image_shape is None:
         if invert == "yes":
@@ -181,7 +182,7 @@ def invert_images(model: Model, source: str, splits: dict[str, CheckedRows], inv
     for name, rows in splits.items():
         x = np.asarray(rows.x)
         converter.total += len(x)
-        found[name] = replace(rows, x=converter.convert(x, converter.flagged(x)))
+        found[name] = replace(rows, x=converter.convert(x, converter.to_invert(x)))
     for text in converter.notes():
         say(text)
     return found
@@ -208,7 +209,7 @@ def own_splits(data: Dataset) -> Splits:
 def relabel(model: Model, data: Dataset, rows: CheckedRows) -> CheckedRows:
     """Return the rows with the class numbers of the model as labels; regression targets are returned unchanged.
 
-    Labels are matched by the names of the classes. If the model's names are no numbers, integers are class numbers.
+    Labels are matched by the names of the classes. If the names are not numbers, integer labels are class indices.
 
     Raises
     ------

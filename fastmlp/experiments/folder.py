@@ -33,7 +33,7 @@ DATA_NAME = "data.json"
 RESULT_NAME = "result.json"
 DATA_VERSION = 1  # format version of data.json
 SEED_FOLDER = "seed-"  # start of the names of the run folders of `--seeds`
-LATEST = "latest"  # name of a path that stands for the newest run in a folder
+LATEST = "latest"  # name of a path that is replaced with the newest run in its folder
 RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
 
@@ -92,14 +92,15 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
 
 
 def resolve_run(path: str | os.PathLike[str]) -> Path:
-    """Return the path of a run; FOLDER/latest, if it does not exist, stands for the run in the folder that was started last.
+    """Return a path of a run or of a file in it, in which FOLDER/latest is replaced with the newest run in the folder.
 
-    A run was started, or resumed, when its config.toml was written; among equal times, the last name counts. Finished and
-    unfinished runs count equally. The runs of several seeds count as one, whose folder is returned.
+    If FOLDER/latest exists, the path is not changed. The newest run, finished or not, is the one that was started or resumed
+    last, which is when its config.toml was written; among equal times, it is the last one by name. The runs of several seeds
+    count as one run, whose folder is returned.
 
     Raises
     ------
-    DataError : `path` is FOLDER/latest, and there is no run in the folder, or it cannot be read
+    DataError : FOLDER has no run, or cannot be read
 
     Examples
     --------
@@ -113,17 +114,18 @@ def resolve_run(path: str | os.PathLike[str]) -> Path:
     ('b', 'runs/a')
     """
     path = Path(path)
-    if path.name != LATEST or os.path.lexists(path):
+    latest = next((one for one in (path, *path.parents) if one.name == LATEST and not os.path.lexists(one)), None)
+    if latest is None:
         return path
-    with file_errors("read", path.parent):
+    with file_errors("read", latest.parent):
         times: dict[Path, int] = {}
         for pattern, level in ((f"*/{CONFIG_NAME}", 0), (f"*/{SEED_FOLDER}*/{CONFIG_NAME}", 1)):
-            for file in path.parent.glob(pattern):
+            for file in latest.parent.glob(pattern):
                 folder = file.parents[level]
                 times[folder] = max(times.get(folder, 0), file.stat().st_mtime_ns)
     if not times:
-        raise DataError(f"{path}: there is no run in {path.parent}; give the path of a run, or train one")
-    return max(times, key=lambda folder: (times[folder], folder.name))
+        raise DataError(f"{latest}: there is no run in {latest.parent}; give the path of a run, or train one")
+    return max(times, key=lambda folder: (times[folder], folder.name)) / path.relative_to(latest)
 
 
 def check_name(folder: Path) -> None:

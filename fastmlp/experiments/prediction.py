@@ -1,4 +1,4 @@
-"""Prediction with a saved model for image, .csv and .npz files. reports/predictions.py formats the predictions."""
+"""Prediction with a saved model for images, tables, and files of arrays. reports/predictions.py formats the predictions."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ import numpy.typing as npt
 from fastmlp.data.checks import SourceLocation, check_features
 from fastmlp.data.features import Extractor, OpenExtractor, extract_rows
 from fastmlp.data.images.inputs import ImageInputs, ImageOptions, find_files
-from fastmlp.data.readers.arrays import npz_array, open_npz
+from fastmlp.data.readers.arrays import map_npy, npz_array, open_npz
 from fastmlp.data.readers.table import is_table
 from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.load import load_features
@@ -41,15 +41,15 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     Parameters
     ----------
     path : run folder, or model file
-    inputs : image files (`images.load_images` converts them), tables, and .npz files with an array x; folders of images, and
-        glob patterns, see `inputs.find_files`. The columns of a table are matched by the names of the columns that the model
-        was trained on, and other columns are ignored
+    inputs : image files, tables, .npz files with an array x, .npy files, folders of images, and glob patterns, see
+        `inputs.find_files`. Images are converted as in `readers.images.load_images`. The columns of a table are matched by the
+        names of the columns that the model was trained on, and other columns are ignored
     top : number of classes to return per row, in descending order of probability; None returns all classes
     backend, threads : see `engines.make_engine`; a backend of None means "auto"
     open_extractor : function that loads the feature extractor stored in a model that was trained on features of images. The
         extractor is applied to images, and to rows with as many columns as an image has pixels
     images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
-        `ImageOptions`. Arrays of type uint8 in .npz files count as images if they have as many columns as an image has pixels
+        `ImageOptions`. Arrays of type uint8 count as images if they have as many columns as an image has pixels
     show : PNG file to which the converted images and their predictions are plotted
     say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
 
@@ -64,7 +64,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     Raises
     ------
     ConfigError : an option is for images, but the model or a file is not
-    DataError : a file is missing or damaged, or does not fit the model; or a folder or a pattern stands for no files
+    DataError : a file is missing or damaged, or does not fit the model; a folder has no images; or no file matches a pattern
 
     Examples
     --------
@@ -87,7 +87,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
     if converter is not None:
         converter.check()
-    found = [answer for file, read in rows for answer in answers(model, file, read, top)]
+    found = [one for file, read in rows for one in predictions_of(model, file, read, top)]
     for text in [] if converter is None else converter.notes():
         say(text)
     if converter is not None and show is not None:
@@ -96,7 +96,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
 
 
 class Rows(NamedTuple):
-    """Rows of a file, (n, features), and where rows lack values, so that they cannot be predicted, (n,) bool; None: nowhere."""
+    """Rows of a file, (n, features), and which of them have missing values and cannot be predicted, (n,) bool or None."""
 
     x: npt.NDArray[Any]
     incomplete: npt.NDArray[np.bool_] | None = None
@@ -112,7 +112,7 @@ def read_rows(
     """Return the rows of a file; None for an unreadable image that is skipped.
 
     `inputs_of` maps images to features; it is used if the model was trained on features of images. `converter` reads and
-    converts images; it is None if the model takes no images.
+    converts images; it is None if the model was not trained on images.
     """
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
@@ -120,12 +120,14 @@ def read_rows(
     match file.suffix.lower():
         case _ if is_table(file):
             x, incomplete = read_table(file, model, pixels, say)
-        case ".npz":
+        case ".npz" | ".npy":
             x, made = read_arrays(file)
             if made and model.extractor is not None and x.shape[1] == features:
                 return Rows(x)
             if converter is not None and x.dtype == np.uint8 and x.shape[1] == pixels:
                 x = converter.rows(x, file)
+        case ".pt" | ".pth" | ".safetensors":
+            raise DataError(f"{file}: arrays are predicted from .npz and .npy files; save the rows in one of these formats")
         case _ if converter is None:
             raise DataError(f"{file}: the model was not trained on images; give a table, such as a .csv file, or an .npz file")
         case _ if (image := converter.read(file)) is None:
@@ -150,12 +152,14 @@ def read_table(file: Path, model: Model, features: int, say: Say) -> tuple[npt.N
 
 
 def image_inputs(model: Model, options: ImageOptions, show: str | Path | None) -> ImageInputs | None:
-    """Return the converter of images for a model; None if the model takes no images.
+    """Return the converter of images for a model; None if the model was not trained on images.
 
     Raises
     ------
-    ConfigError : the model takes no images, but an option is for images
+    ConfigError : the model was not trained on images, but an option is for images; or `show` does not end with .png
     """
+    if show is not None and Path(show).suffix.lower() != ".png":
+        raise ConfigError(f"show: the name {str(show)!r} must end with .png", settings=("show",))
     if model.image_shape is not None:
         return ImageInputs(model.image_shape, model.image_stats, options)
     given = {"invert": options.invert == "yes", "center": options.center, "show": show is not None}
@@ -165,11 +169,11 @@ def image_inputs(model: Model, options: ImageOptions, show: str | Path | None) -
 
 
 def show_inputs(converter: ImageInputs, predictions: Sequence[Prediction], path: Path) -> None:
-    """Plot the first images as the model gets them, with their predictions; raise ConfigError if there are none."""
+    """Plot the first converted images with their predictions; raise ConfigError if there are none."""
     from fastmlp.reports.images import plot_inputs
 
     if not converter.kept:
-        raise ConfigError("show is for images, but the inputs are tables; leave it out", settings=("show",))
+        raise ConfigError("show is for images, but none of the inputs is an image; leave it out", settings=("show",))
     by_place = {(one["input"], one["row"]): one for one in predictions}
     height, width, channels = converter.image_shape
     shape = (height, width) if channels == 1 else converter.image_shape
@@ -179,7 +183,9 @@ def show_inputs(converter: ImageInputs, predictions: Sequence[Prediction], path:
 
 
 def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
-    """Return the array x of an .npz file as rows, and whether `extract` wrote the file; other arrays are ignored."""
+    """Return the array x of an .npz file, or the array of an .npy file, as rows, and whether `extract` wrote the file."""
+    if file.suffix.lower() == ".npy":
+        return check_features(map_npy(file), SourceLocation(str(file)))[0], False
     with open_npz(file, "x=...") as archive:
         if "x" not in archive.files:
             raise DataError(f"{file}: no array x (it holds: {', '.join(archive.files) or 'nothing'}); save the rows as x")
@@ -187,7 +193,7 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
         return x, {"provenance", "extractor"} <= set(archive.files)
 
 
-def answers(model: Model, file: Path, rows: Rows, top: int | None) -> list[Prediction]:
+def predictions_of(model: Model, file: Path, rows: Rows, top: int | None) -> list[Prediction]:
     """Return one prediction per row, in the format of `predict_files`."""
     outputs = model.outputs(rows.x)
     start = [{"input": str(file), "row": number} for number in range(1, len(rows.x) + 1)]

@@ -131,7 +131,7 @@ def most_confident(truth: Array, predicted: Array, probability: Array) -> Array:
 
 
 def plot_inputs(images: Sequence[Array], captions: Sequence[tuple[str, ...]], path: Path, total: int) -> None:
-    """Write a PNG file of images after their conversion, which are the inputs of a network.
+    """Write a PNG file of the images that are the inputs of a network.
 
     Parameters
     ----------

@@ -123,7 +123,7 @@ def test_an_unreadable_file_is_an_error_that_names_it_or_is_skipped(kind: str, t
     arrays = read_image_folder(folder, skip_bad=True)
     assert arrays.x.tolist() == [[shade] * 12 for shade in (10, 12, 20, 21, 22)]
     assert arrays.y.tolist() == [0, 0, 1, 1, 1]
-    assert list(arrays.notes) == [f"{folder}: 1 of 6 images cannot be read and were skipped: cat/1.png"]
+    assert list(arrays.notes) == [f"{folder}: skipped 1 of 6 images as unreadable: cat/1.png"]
 
 
 def test_readable_files_give_no_note(tmp_path: Path) -> None:
@@ -143,7 +143,7 @@ def test_unreadable_files_of_train_and_test_are_skipped(tmp_path: Path) -> None:
     assert arrays.x_test[:, 0].tolist() == [10, 11, 12, 22]
     assert arrays.y_test.tolist() == [0, 0, 0, 1]
     (note,) = arrays.notes
-    assert note.endswith("4 of 12 images cannot be read and were skipped: train/cat/0.png, train/dog/2.png, test/dog/0.png, …")
+    assert note.endswith("skipped 4 of 12 images as unreadable: train/cat/0.png, train/dog/2.png, test/dog/0.png, …")
 
 
 @pytest.mark.parametrize("kind", BAD)
@@ -154,9 +154,11 @@ def test_a_class_without_a_readable_file_is_an_error(split: str, kind: str, tmp_
     for number in range(3):
         (tmp_path / split / "dog" / f"{number}.png").write_bytes(BAD[kind])
     text = message(DataError, read_image_folder, tmp_path, skip_bad=True)
+    assert "skip_bad" not in text  # it is already set
     folder = tmp_path / split / "dog"
+    remedy = "replace them or remove the folder"
     assert text.startswith(
-        f"{folder}: no image in this class folder can be read; replace them. The first error: {folder / '0.png'}"
+        f"{folder}: no image in this class folder can be read; {remedy}. The first error: {folder / '0.png'}"
     )
 
 
@@ -185,8 +187,39 @@ def test_load_data_skips_and_refuses_the_setting_for_other_sources(tmp_path: Pat
 
 def test_the_note_has_the_first_names() -> None:
     names = [f"{number}.png" for number in range(5)]
-    assert skipped_note(names, 1234) == "5 of 1,234 images cannot be read and were skipped: 0.png, 1.png, 2.png, …"
-    assert skipped_note(names[:1], 1) == "1 of 1 image cannot be read and was skipped: 0.png"
+    assert skipped_note(names, 1234) == "skipped 5 of 1,234 images as unreadable: 0.png, 1.png, 2.png, …"
+    assert skipped_note(names[:1], 1) == "skipped 1 of 1 image as unreadable: 0.png"
+
+
+@pytest.mark.parametrize("error", [RuntimeError("damaged"), NotImplementedError("format"), TypeError("a"), OSError("b")])
+def test_every_exception_of_pillow_becomes_one_that_names_the_file(
+    error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(stream: object) -> None:
+        raise error
+
+    monkeypatch.setattr(Image, "open", fail)
+    path = tmp_path / "a.png"
+    path.touch()
+    assert message(DataError, read_image, path, 1).startswith(f"{path}: not a readable image ({error}); replace")
+
+
+def test_a_file_that_is_not_an_image_gives_a_message_without_python_objects(tmp_path: Path) -> None:
+    (tmp_path / "a.png").write_text("hello")
+    expected = f"{tmp_path / 'a.png'}: not a readable image (unknown or damaged file format); replace or remove it"
+    assert message(DataError, read_image, tmp_path / "a.png", 1).startswith(expected)
+
+
+def test_files_with_other_suffixes_are_counted(tmp_path: Path) -> None:
+    for name in ("train", "test"):
+        make_folder(tmp_path / name)
+    for name in ("train/cat/7.HEIC", "train/dog/8.heic", "test/dog/README", "test/dog/.hidden"):
+        (tmp_path / name).touch()
+    (note,) = read_image_folder(tmp_path).notes
+    assert note == f"{tmp_path}: files without the suffix of an image were ignored: 2 .heic, 1 no suffix"
+    for path in (tmp_path / "train" / "cat").glob("*.png"):
+        path.unlink()
+    assert "no images in this class folder; add images (.bmp, " in message(DataError, read_image_folder, tmp_path)
 
 
 # ------------------------------------------------------------------------------------------------ folders of images

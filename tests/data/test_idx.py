@@ -72,7 +72,7 @@ def test_damage_is_reported(tmp_path, kind, packed):
     path = tmp_path / "images"
     path.write_bytes(gzip.compress(content) if packed else content)
     text = message(read_idx, path, (3,))
-    assert text.startswith(f"{path}: ") and expected in text and "replace it by an intact copy" in text
+    assert text.startswith(f"{path}: ") and expected in text and "replace it with an intact copy" in text
 
 
 def test_labels_in_the_place_of_images_are_reported(tmp_path):

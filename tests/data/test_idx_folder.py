@@ -65,6 +65,9 @@ LAYOUTS = {
     "upper case": lambda folder: write(folder, {name.upper(): array for name, array in SET.items()}, "{name}.IDX"),
     "raw": lambda folder: write(folder / "raw"),
     "NAME/raw": lambda folder: write(folder / "KMNIST" / "raw", packed=True),
+    "NAME": lambda folder: write(folder / "kmnist", packed=True),
+    "NAME beside other folders": lambda folder: write(other_files(folder / "docs").parent / "kmnist"),
+    "NAME beside a hidden copy": lambda folder: write(write(folder / ".cache").parent / "kmnist"),
     "a folder for each file": partial(write, spelling="{name}-{format}/{name}.{format}"),
     "a file and a folder of the same file": lambda folder: write(
         write(folder, spelling="{name}.{format}"), spelling="{name}-{format}/{name}-{format}"

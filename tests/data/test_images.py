@@ -132,8 +132,14 @@ CONVERSIONS = {
     "colour by BT.601": ("RGB", (250, 100, 50), "png", 139, (250, 100, 50)),
     "half transparent grey over black": ("LA", (200, 128), "png", 100, (100, 100, 100)),
     "transparent colour over black": ("RGBA", (250, 100, 50, 0), "png", 0, (0, 0, 0)),
+    "half transparent dark grey over white": ("LA", (100, 127), "png", 178, (178, 178, 178)),
+    "half transparent dark blue over white": ("RGBA", (0, 0, 200, 51), "png", 209, (204, 204, 244)),
     "16 bits keep the high byte": ("I;16", 0x8C40, "png", 0x8C, (0x8C,) * 3),
     "floats are clipped": ("F", 300.0, "tif", 255, (255, 255, 255)),
+    "negative floats are clipped": ("F", -0.5, "tif", 0, (0, 0, 0)),
+    "floats up to 255": ("F", 20.7, "tif", 20, (20, 20, 20)),
+    "floats up to 1": ("F", 0.4, "tif", 102, (102, 102, 102)),
+    "NaN": ("F", float("nan"), "tif", 0, (0, 0, 0)),
     "ink": ("CMYK", (0, 255, 255, 0), "tif", 76, (255, 0, 0)),
 }
 
@@ -154,6 +160,73 @@ def test_a_palette_with_a_transparent_colour_is_composited_over_black(tmp_path):
     assert load_images([tmp_path / "a.png"], (1, 2, 3)).tolist() == [[0, 0, 0, 0, 255, 0]]
 
 
+INKS = {
+    "black": ((0, 0, 0), 255),
+    "dark blue": ((20, 30, 160), 255),
+    "red": ((255, 0, 0), 255),
+    "dark green": ((0, 128, 0), 255),
+    "white": ((255, 255, 255), 0),
+    "yellow": ((250, 230, 40), 0),
+    "mid-grey": ((128, 128, 128), 0),
+}
+
+
+@pytest.mark.parametrize("form", ["RGBA", "LA", "palette"])
+@pytest.mark.parametrize("ink", INKS)
+def test_ink_on_a_transparent_background_stays_visible(ink, form, tmp_path):
+    """Strokes with soft edges; the colour of transparent pixels, which is white or black, has no effect."""
+    colour, expected = INKS[ink]
+    opacity = np.zeros((20, 20), np.uint8)
+    opacity[4:16, 8:12] = 255
+    opacity[4:16, 7] = opacity[4:16, 12] = 0 if form == "palette" else 100
+    for hidden in (0, 255):
+        rgb = np.where(opacity[..., None] > 0, np.uint8(colour), np.uint8(hidden))
+        image = Image.fromarray(np.dstack([rgb, opacity]))
+        if form == "palette":
+            image = Image.fromarray((opacity > 0).astype(np.uint8)).convert("P")
+            image.putpalette([hidden, hidden, hidden, *colour])
+            image.save(tmp_path / "a.png", transparency=0)
+        else:
+            image.convert(form).save(tmp_path / "a.png")
+        found = load_images([tmp_path / "a.png"], (20, 20, 1)).reshape(20, 20).astype(int)
+        assert (found[opacity == 0] == expected).all()
+        luma = round(np.dot([0.299, 0.587, 0.114], colour))
+        assert np.abs(found[opacity == 255] - luma).max() <= 1
+        assert abs(luma - expected) >= 127
+
+
+@pytest.mark.parametrize(("dark", "expected"), [(0, 0), (1, 0), (2, 255), (50, 255), (98, 255), (100, 255)])
+def test_transparent_images_are_composited_over_white_unless_nearly_all_visible_pixels_are_light(tmp_path, dark, expected):
+    luma = np.where(np.arange(100) < dark, 60, 230).reshape(10, 10).astype(np.uint8)
+    image = np.pad(np.dstack([luma, np.full((10, 10), 255, np.uint8)]), ((1, 1), (1, 1), (0, 0)))
+    Image.fromarray(image).save(tmp_path / "a.png")
+    found = load_images([tmp_path / "a.png"], (12, 12, 1)).reshape(12, 12)
+    assert (found[[0, -1]] == expected).all()
+    np.testing.assert_array_equal(found[1:-1, 1:-1], luma)
+
+
+@pytest.mark.parametrize(("ink", "expected"), [(255, 0), (0, 255)])
+@pytest.mark.parametrize("earlier", [0, 128, 255])
+def test_soft_edges_with_a_part_of_an_earlier_background_have_no_effect(tmp_path, ink, expected, earlier):
+    opacity = np.tile(np.uint8([0, 30, 60, 90, 120, 255, 120, 90, 60, 30, 0]), (8, 1))
+    luma = (earlier + (ink - earlier) * (opacity / 255)).astype(np.uint8)
+    Image.fromarray(np.dstack([luma, opacity])).save(tmp_path / "a.png")
+    found = load_images([tmp_path / "a.png"], (8, 11, 1)).reshape(8, 11)
+    assert (found[:, [0, -1]] == expected).all() and (found[:, 5] == ink).all()
+
+
+def test_a_faint_transparent_image_and_one_without_visible_pixels(tmp_path):
+    for opacity, expected in ((40, 255 - 40), (0, 0)):
+        Image.new("LA", (3, 2), (0, opacity)).save(tmp_path / "a.png")
+        assert (load_images([tmp_path / "a.png"], (2, 3, 1)) == expected).all()
+
+
+def test_opaque_images_with_an_alpha_channel_are_unchanged(tmp_path):
+    pixels = np.random.default_rng(0).integers(0, 60, (6, 5, 3), np.uint8)
+    Image.fromarray(np.dstack([pixels, np.full((6, 5), 255, np.uint8)])).save(tmp_path / "a.png")
+    np.testing.assert_array_equal(load_images([tmp_path / "a.png"], (6, 5, 3)).reshape(6, 5, 3), pixels)
+
+
 def test_load_images_keeps_pixels_of_the_right_size_and_averages_larger_ones(tmp_path):
     Image.fromarray(np.arange(12, dtype=np.uint8).reshape(3, 4)).save(tmp_path / "a.png")
     assert load_images([tmp_path / "a.png"], (3, 4, 1)).tolist() == [list(range(12))]
@@ -171,5 +244,5 @@ def test_load_images_reports_errors(tmp_path):
         load_images, [tmp_path / "none.png"], (2, 2, 1)
     )
     assert f"{tmp_path}: not a readable image ({os.strerror(errno.EISDIR)})" in message(load_images, [tmp_path], (2, 2, 1))
-    assert "no image given" in message(load_images, [], (2, 2, 1))
+    assert "no images given" in message(load_images, [], (2, 2, 1))
     assert "(2, 2, 4)" in message(load_images, [save(tmp_path / "b.png")], (2, 2, 4))

@@ -13,7 +13,7 @@ from support.drawings import PAPERS, PHOTOS, Pixels, digit, digits, on_paper
 import fastmlp
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, image_stats, inverted, is_opposite
-from fastmlp.data.readers.images import fit
+from fastmlp.data.readers.images import to_row
 from fastmlp.data.rows import Subset
 
 SHAPE = (28, 28, 1)
@@ -27,7 +27,7 @@ def stats_of(x: Any, shape: tuple[int, int, int] = SHAPE) -> ImageStats:
 
 def small(image: Pixels) -> Pixels:
     """Return an image as a row of 28 x 28 pixels, as `load_images` resizes it."""
-    return fit(Image.fromarray(image), SHAPE)[None]
+    return to_row(Image.fromarray(image), SHAPE)[None]
 
 
 LIGHT = stats_of(digits().x)
@@ -211,10 +211,13 @@ def test_thin_strokes_become_as_bright_as_in_the_training_images_and_faint_smudg
     assert np.abs(found.astype(int) - expected).max() <= 2
 
 
-@pytest.mark.parametrize("value", [0, 200, 255])
-def test_a_blank_image_gives_background(value: int) -> None:
+@pytest.mark.parametrize("dark", [False, True])
+@pytest.mark.parametrize("value", [0, 1, 200, 254, 255])
+def test_a_blank_image_gives_background(value: int, dark: bool) -> None:
     image = np.full((90, 120), value, np.uint8)
-    assert (centered(image, (28, 28), LIGHT, dark=True) == round(LIGHT.background)).all()
+    assert (centered(image, (28, 28), LIGHT, dark=dark) == round(LIGHT.background)).all()
+    stats = LIGHT if dark else DARK
+    assert (inverted(image.reshape(1, -1), (90, 120, 1), stats) == round(stats.background)).all()
 
 
 # ------------------------------------------------------------------------------------------------ real data

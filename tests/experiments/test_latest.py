@@ -1,4 +1,4 @@
-"""Tests of the path RUNS/latest, which stands for the run that was started last, as an argument of all commands."""
+"""Tests of the path RUNS/latest, which is replaced with the run that was started last, as an argument of all commands."""
 
 from __future__ import annotations
 
@@ -26,6 +26,7 @@ def test_every_command_accepts_it_and_names_the_run(tmp_path: Path, monkeypatch:
     compared = ok("compare", "runs/b", "runs/latest")
     assert compared.stderr == note
     assert [line.split()[0] for line in compared.stdout.splitlines()[1:3]] == ["b", "a"]
+    assert ok("predict", "runs/latest/model.safetensors", "rows.npz").stdout == ok("predict", "runs/a", "rows.npz").stdout
     assert ok("verify", "runs/latest", "-q").stdout.startswith(f"{Path('runs/a')}: epochs 1 to 3 were reproduced")
     result = ok("train", "--resume", "runs/latest", "--epochs", "4")
     assert result.stderr.startswith(note)
@@ -71,6 +72,7 @@ def test_resolution_of_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve_run(tmp_path / "latest") == last
     assert resolve_run(tmp_path / "b") == tmp_path / "b"
     assert resolve_run(str(tmp_path / "none")) == tmp_path / "none"
+    assert resolve_run(tmp_path / "latest" / "models" / "a.safetensors") == last / "models" / "a.safetensors"
     touch_run(tmp_path / "seeds" / "seed-0", 15)
     assert resolve_run(tmp_path / "latest") == last
     touch_run(tmp_path / "seeds" / "seed-1", 25)
@@ -79,9 +81,12 @@ def test_resolution_of_latest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     assert resolve_run("latest") == Path("seeds")
     own = touch_run(tmp_path / "latest", 0)
     assert resolve_run(own) == own
+    assert resolve_run(own / "model.safetensors") == own / "model.safetensors"
 
 
 def test_without_runs_there_is_no_latest(tmp_path: Path) -> None:
     for folder in (tmp_path, tmp_path / "none"):
         with pytest.raises(DataError, match="there is no run in"):
             resolve_run(folder / "latest")
+        with pytest.raises(DataError, match="latest: there is no run in"):
+            resolve_run(folder / "latest" / "model.safetensors")

@@ -17,7 +17,7 @@ from fastmlp.experiments.prediction import predict_files
 from fastmlp.models.model import load
 from fastmlp.reports import images as pictures
 
-INVERTED = "inverted: dark on light, but the training images are light on dark; set --invert to no to turn this off"
+INVERTED = "dark on light, whereas the training images are light on dark; set --invert to no to disable this"
 MARGIN = 28  # of `on_paper`, so that the digits have the size of `framed_digits`
 SMALL = ("--hidden", "32", "--scale", "unit", "--backend", "numpy", "--no-checkpoints", "-q")
 
@@ -68,7 +68,7 @@ DIGITS = [str(number) for number in range(10)]
 def test_ink_on_paper_is_inverted_with_a_note(paper: str, home: Path, tmp_path: Path) -> None:
     write_digits(tmp_path, **PAPERS[paper])
     found = ok("predict", home / "runs" / "digits", tmp_path)
-    assert found.stderr == f"10 of 10 images {INVERTED}\n"
+    assert found.stderr == f"inverted 10 of 10 images: {INVERTED}\n"
     right = sum(label == digit for label, digit in zip(labels(found.stdout), DIGITS, strict=True))
     assert right >= 9
 
@@ -85,7 +85,7 @@ def test_light_on_dark_is_inverted_for_a_model_of_dark_on_light(home: Path, tmp_
         save(tmp_path / f"{number}.png", framed_digit(number, 3))
     found = ok("predict", home / "runs" / "paper", tmp_path)
     assert labels(found.stdout) == DIGITS
-    assert "10 of 10 images inverted: light on dark, but the training images are dark on light" in found.stderr
+    assert "inverted 10 of 10 images: light on dark, whereas the training images are dark on light" in found.stderr
     found = ok("predict", home / "runs" / "digits", tmp_path)
     assert labels(found.stdout) == DIGITS
     assert found.stderr == ""
@@ -96,7 +96,7 @@ def test_only_the_images_of_the_opposite_polarity_are_inverted(home: Path, tmp_p
     save(tmp_path / "6.png", framed_digit(6, 3))
     found = ok("predict", home / "runs" / "digits", tmp_path)
     assert labels(found.stdout) == ["4", "6"]
-    assert found.stderr == f"1 of 2 images {INVERTED}\n"
+    assert found.stderr == f"inverted 1 of 2 images: {INVERTED}\n"
 
 
 def test_quiet_writes_no_note(home: Path, tmp_path: Path) -> None:
@@ -131,9 +131,9 @@ def test_arrays_of_images_are_inverted_as_a_whole_and_other_arrays_never(home: P
         np.savez(tmp_path / f"{name}.npz", x=array)
     run = home / "runs" / "digits"
     found = ok("predict", run, tmp_path / "a.npz")
-    assert (labels(found.stdout), found.stderr) == (DIGITS, f"10 of 10 images {INVERTED}\n")
+    assert (labels(found.stdout), found.stderr) == (DIGITS, f"inverted 10 of 10 images: {INVERTED}\n")
     assert ok("predict", run, tmp_path / "b.npz").stderr == ""
-    assert ok("predict", run, tmp_path / "c.npz").stderr == f"14 of 14 images {INVERTED}\n"
+    assert ok("predict", run, tmp_path / "c.npz").stderr == f"inverted 14 of 14 images: {INVERTED}\n"
     found = ok("predict", run, tmp_path / "d.npz")
     assert (labels(found.stdout), found.stderr) == (DIGITS, "")
 
@@ -153,7 +153,7 @@ def test_a_model_without_statistics_inverts_nothing_but_on_request(home: Path, t
     assert ok("predict", tmp_path / "old.safetensors", path).stderr == ""
     assert labels(ok("predict", tmp_path / "old.safetensors", path, "--invert", "yes").stdout) == ["7"]
     text = refused(2, "predict", tmp_path / "old.safetensors", path, "--center")
-    assert "the model has no statistics of them; train it again" in text
+    assert "this model has no statistics of them; train it again" in text
     assert text.endswith("[--center]")
 
 
@@ -163,9 +163,20 @@ def test_evaluate_inverts_other_folders_like_predict(home: Path, tmp_path: Path)
         for number in range(10):
             save(folder / str(number) / "a.png", on_paper(digit(number, 3), paper=235, ink=20, margin=MARGIN), mode)
         found = ok("evaluate", home / "runs" / "digits", "--data", folder, "--min-accuracy", "0.99")
-        assert f"10 of 10 images {INVERTED}\n" in found.stderr
+        assert f"inverted 10 of 10 images: {INVERTED}\n" in found.stderr
     assert INVERTED not in ok("evaluate", home / "runs" / "digits").stderr
     assert "invert is for folders of images" in refused(2, "evaluate", home / "runs" / "digits", "--invert", "yes")
+
+
+def test_evaluate_accepts_a_folder_with_images_of_a_single_class(home: Path, tmp_path: Path) -> None:
+    for index in range(3):
+        save(tmp_path / "7" / f"{index}.png", framed_digit(7, index))
+    ok("evaluate", home / "runs" / "digits", "--data", tmp_path, "--report", "--min-accuracy", "0.99")
+    text = refused(3, "train", "--data", tmp_path, *SMALL)
+    assert text.startswith(f"{tmp_path}: 1 class folders; give a folder with 2 or more subfolders")
+    (tmp_path / "empty").mkdir()
+    text = refused(3, "evaluate", home / "runs" / "digits", "--data", tmp_path / "empty")
+    assert text.startswith(f"{tmp_path / 'empty'}: 0 class folders; give a folder with 1 or more subfolders")
 
 
 def test_the_data_of_a_run_are_not_inverted_by_evaluate(tmp_path: Path) -> None:
@@ -177,6 +188,30 @@ def test_the_data_of_a_run_are_not_inverted_by_evaluate(tmp_path: Path) -> None:
     found = ok("evaluate", tmp_path / "run", "--split", "all")
     assert found.stderr == ""
     assert "inverted" not in ok("evaluate", tmp_path / "run", "--split", "all", "--data", data).stderr
+
+
+def test_dark_ink_on_a_transparent_background_is_recognized(home: Path, tmp_path: Path) -> None:
+    for number in range(10):
+        opacity = 255 - on_paper(digit(number, 3), margin=MARGIN)
+        save(tmp_path / f"{number}.png", np.dstack([np.zeros_like(opacity), opacity]), "LA")
+    found = ok("predict", home / "runs" / "digits", tmp_path)
+    assert (labels(found.stdout), found.stderr) == (DIGITS, f"inverted 10 of 10 images: {INVERTED}\n")
+    found = ok("predict", home / "runs" / "paper", tmp_path)
+    assert (labels(found.stdout), found.stderr) == (DIGITS, "")
+
+
+def test_transparent_drawings_are_trained_and_predicted_alike(tmp_path: Path) -> None:
+    for number in (0, 1):
+        for index in range(20):
+            opacity = framed_digit(number, index)
+            image = np.dstack([np.zeros_like(opacity), opacity])
+            save(tmp_path / "data" / str(number) / f"{index}.png", image, "LA")
+    ok("train", "--data", tmp_path / "data", *SMALL, "--epochs", "10", "--out", tmp_path / "run")
+    stats = load(tmp_path / "run", backend="numpy").image_stats
+    assert stats is not None
+    assert stats.polarity == "dark on light"
+    found = ok("predict", tmp_path / "run", tmp_path / "data")
+    assert (labels(found.stdout), found.stderr) == (["0"] * 20 + ["1"] * 20, "")
 
 
 # ------------------------------------------------------------------------------------------------ centering
@@ -199,7 +234,7 @@ def test_centering_needs_images_with_a_uniform_background(home: Path, tmp_path: 
     np.savez(tmp_path / "a.npz", x=framed_digits()[:2].astype(np.float32))
     for option, name in (("--center", "center"), ("--invert=yes", "invert")):
         text = refused(2, "predict", home / "runs" / "digits", tmp_path / "a.npz", option)
-        assert text == f"{name} is for images, but the inputs are tables; leave it out [--{name}]"
+        assert text == f"{name} is for images, but none of the inputs is an image; leave it out [--{name}]"
 
 
 def test_images_in_arrays_are_centered_too(home: Path, tmp_path: Path) -> None:
@@ -304,15 +339,16 @@ def test_an_unreadable_file_is_an_error_or_is_skipped(home: Path, tmp_path: Path
     assert not (tmp_path / "out.csv").exists()
     found = ok("predict", run, tmp_path, "--skip-bad")
     assert labels(found.stdout) == [name for name in DIGITS if name != "4"]
-    assert f"1 of 10 images cannot be read and were skipped: {bad}\n" in found.stderr
-    assert f"9 of 9 images {INVERTED}" in found.stderr
+    assert f"skipped 1 of 10 images as unreadable: {bad}\n" in found.stderr
+    assert f"inverted 9 of 9 images: {INVERTED}" in found.stderr
 
 
 def test_only_unreadable_files_or_a_missing_one_are_an_error(home: Path, tmp_path: Path) -> None:
     for name in ("a.png", "b.png"):
         (tmp_path / name).write_text("hello")
     text = refused(3, "predict", home / "runs" / "digits", tmp_path, tmp_path / "a.png", "--skip-bad")
-    assert text.startswith(f"none of the 2 images can be read. The first error: {tmp_path / 'a.png'}: not a readable image")
+    assert text.startswith(f"no image can be read; replace them. The first error: {tmp_path / 'a.png'}: not a readable image")
+    assert "skip" not in text
     save(tmp_path / "c.png", framed_digit(1))
     text = refused(3, "predict", home / "runs" / "digits", tmp_path / "c.png", tmp_path / "d.png", "--skip-bad")
     assert text.startswith(f"{tmp_path / 'd.png'}: not a readable image")
@@ -371,8 +407,15 @@ def test_the_figure_shows_the_inputs_after_all_conversions(home: Path, tmp_path:
 def test_a_figure_needs_images(home: Path, tmp_path: Path) -> None:
     (tmp_path / "a.csv").write_text(",".join(map(str, framed_digits()[0].ravel())) + "\n")
     text = refused(2, "predict", home / "runs" / "digits", tmp_path / "a.csv", "--show", tmp_path / "b.png")
-    assert text == "show is for images, but the inputs are tables; leave it out [--show]"
+    assert text == "show is for images, but none of the inputs is an image; leave it out [--show]"
     assert not (tmp_path / "b.png").exists()
+
+
+def test_a_figure_needs_the_suffix_png(home: Path, tmp_path: Path) -> None:
+    path = save(tmp_path / "a.png", framed_digit(1))
+    text = refused(2, "predict", home / "runs" / "digits", path, "--show", tmp_path / "b.jpg")
+    assert text == f"show: the name {str(tmp_path / 'b.jpg')!r} must end with .png [--show]"
+    assert not (tmp_path / "b.jpg").exists()
 
 
 # ------------------------------------------------------------------------------------------------ in Python

@@ -167,6 +167,24 @@ def test_several_inputs_keep_their_order(digits_run: Path, tmp_path: Path) -> No
     assert lines[4].startswith(f"{tmp_path / 'more.npz'}:2\t")
 
 
+def test_arrays_of_npy_files_are_predicted_like_those_of_npz_files(digits_run: Path, tmp_path: Path) -> None:
+    data = load_data("digits")
+    for name, x in (("bytes", data.x[:9]), ("images", data.x[:9].reshape(9, 28, 28)), ("floats", np.float64(data.x[:9]))):
+        np.savez(tmp_path / "a.npz", x=x)
+        np.save(tmp_path / f"{name}.npy", x)
+        found = predict(digits_run, tmp_path / f"{name}.npy")
+        expected = predict(digits_run, tmp_path / "a.npz")
+        assert [one | {"input": ""} for one in found] == [one | {"input": ""} for one in expected]
+        assert as_lines(found, 1)[3].startswith(f"{tmp_path / name}.npy:4\t")
+
+
+@pytest.mark.parametrize("suffix", [".pt", ".pth", ".safetensors"])
+def test_other_files_of_arrays_are_refused(suffix: str, digits_run: Path, tmp_path: Path) -> None:
+    (tmp_path / f"a{suffix}").touch()
+    with pytest.raises(DataError, match=r"arrays are predicted from \.npz and \.npy files"):
+        predict(digits_run, tmp_path / f"a{suffix}")
+
+
 def test_csv_answers_can_be_read_back(digits_run: Path, tmp_path: Path) -> None:
     file = tmp_path / 'a "strange", name.png'
     digit(5).save(file)

@@ -1,4 +1,4 @@
-"""Fit a drawing into the middle of an image, as in the images of MNIST.
+"""Scale and center drawings, as in the images of MNIST.
 
 Source: Y. LeCun, C. Cortes, C. Burges, The MNIST database of handwritten digits, yann.lecun.com/exdb/mnist: the digits were
 scaled to fit into a box of 20 x 20 pixels, with their aspect ratio preserved, and placed into images of 28 x 28 pixels, with
@@ -10,14 +10,14 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.images.polarity import DEEP, Float32, ImageStats, draw, ink
+from fastmlp.data.images.polarity import HIGH_CONTRAST, Float32, ImageStats, draw, ink
 
 BOX = 20 / 28  # size of the box relative to the image
-OVERSAMPLING = 8  # larger images are first reduced to this multiple of the size of the result, which averages their noise
+OVERSAMPLING = 8  # larger images are first reduced to this multiple of the size of the result, which reduces their noise
 
 
 def centered(image: npt.NDArray[np.uint8], size: tuple[int, int], stats: ImageStats, *, dark: bool) -> npt.NDArray[np.uint8]:
-    """Return an image of the drawing in another image, fitted into the middle.
+    """Return an image with the drawing of another image, scaled to the size of `BOX` and centered.
 
     Parameters
     ----------
@@ -28,7 +28,7 @@ def centered(image: npt.NDArray[np.uint8], size: tuple[int, int], stats: ImageSt
 
     Returns
     -------
-    (height, width) uint8, with the background and the polarity of the training images; only background if there is no ink
+    (height, width) uint8, with the background and the polarity of the training images; only background for a blank image
 
     >>> image = np.full((60, 100), 240, np.uint8)
     >>> image[5:15, 10:15] = 30
@@ -43,27 +43,27 @@ def centered(image: npt.NDArray[np.uint8], size: tuple[int, int], stats: ImageSt
     reduced.thumbnail((size[1] * OVERSAMPLING, size[0] * OVERSAMPLING))
     amount = ink(np.asarray(reduced, np.float32)[None], dark=dark)[0]
     result = np.zeros(size, np.float32)
-    rows, columns = np.flatnonzero((amount > DEEP).any(axis=1)), np.flatnonzero((amount > DEEP).any(axis=0))
+    rows, columns = np.flatnonzero((amount > HIGH_CONTRAST).any(axis=1)), np.flatnonzero((amount > HIGH_CONTRAST).any(axis=0))
     if len(rows):
         drawing = amount[rows[0] : rows[-1] + 1, columns[0] : columns[-1] + 1]
         scale = min(BOX * size[0] / drawing.shape[0], BOX * size[1] / drawing.shape[1])
         height, width = (max(1, round(side * scale)) for side in drawing.shape)
         small = np.asarray(Image.fromarray(drawing).resize((width, height), Image.Resampling.BILINEAR))
-        top, left = (place(small.sum(axis=1 - axis), size[axis]) for axis in (0, 1))
+        top, left = (offset(small.sum(axis=1 - axis), size[axis]) for axis in (0, 1))
         result[top : top + height, left : left + width] = small / small.max()
     return draw(result, stats)
 
 
-def place(profile: Float32, length: int) -> int:
-    """Return the first position of a drawing along an axis.
+def offset(profile: Float32, length: int) -> int:
+    """Return the position of the first row or column of a drawing in an image.
 
-    Its centre of mass is in the middle, as far as the whole drawing is within the image. Its position, counted from 0, is then
-    length / 2, as in the images of MNIST.
+    The centre of mass of the drawing is at length / 2, counted from 0, as in the images of MNIST, or as near to it as possible
+    without cutting off a part of the drawing.
 
     profile : sum of the ink at each position of the drawing
     length : size of the image along this axis
 
-    >>> place(np.float32([1, 1]), 6), place(np.float32([9, 0, 0, 0, 1]), 6)
+    >>> offset(np.float32([1, 1]), 6), offset(np.float32([9, 0, 0, 0, 1]), 6)
     (2, 1)
     """
     mass_center = float((profile * np.arange(len(profile))).sum() / profile.sum())

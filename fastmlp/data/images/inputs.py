@@ -1,4 +1,4 @@
-"""Images that a model predicts: search for the files, reading, inversion and centering."""
+"""Image inputs of a prediction: their files, reading, inversion and centering."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, inverted, is_opposite
-from fastmlp.data.readers.images import BadImages, check_image_shape, fit, images_in, read_image, skipped_note, unless_bad
+from fastmlp.data.readers.images import BadImages, check_image_shape, images_in, read_image, read_or_skip, skipped_note, to_row
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.names import canonical_name
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
 INVERT = ("auto", "yes", "no")
-MOST_KEPT = 48  # maximum number of images that are kept for a figure
+MOST_KEPT = 48  # maximum number of converted images that are kept for a figure
 
 
 @dataclass(frozen=True)
@@ -33,7 +33,7 @@ class ImageOptions:
     ----------
     invert : "auto" inverts the images whose polarity is the opposite of that of the training images; "yes" inverts all
         images, and "no" none
-    center : whether the drawing is fitted into the middle, see `centering.centered`
+    center : whether drawings are scaled and centered, see `centering.centered`
     skip_bad : whether unreadable image files are left out
 
     Raises
@@ -51,21 +51,21 @@ class ImageOptions:
 
 @dataclass
 class ImageInputs:
-    """Converts images to rows of pixels for a model, and counts what it did.
+    """Conversion of images to the inputs of a model, with counts of the images.
 
     Parameters
     ----------
     image_shape : (height, width, channels) of the images that the model takes
     stats : statistics of the training images; None if they are unknown
     options : how images are converted
-    kept : the first MOST_KEPT rows by name of their file and number of the row, from 1
+    kept : the first MOST_KEPT converted images, (features,) uint8, by name of their file and number of the row, from 1
     total, inverted : number of images that were read, and of those that were inverted
     bad : unreadable files that were skipped, with the errors
 
     Raises
     ------
-    ConfigError : images are to be centered, but the polarity of the training images is unknown
-    DataError : images are to be centered, but do not have 1 or 3 channels
+    ConfigError : `center` is set, but the training images have no polarity, or it is unknown
+    DataError : `center` is set, but the images do not have 1 or 3 channels
     """
 
     image_shape: tuple[int, int, int]
@@ -83,13 +83,13 @@ class ImageInputs:
         if self.stats is not None and self.stats.polarity is not None:
             return
         if self.stats is None:
-            reason = "the model has no statistics of them; train it again, on images of type uint8, or leave center out"
+            reason = "this model has no statistics of them; train it again, on images of type uint8, or leave center out"
         else:
-            reason = "those of the model have none; leave center out"
+            reason = "those of this model have none; leave center out"
         raise ConfigError(f"center needs training images with a uniform background, but {reason}", settings=("center",))
 
     def read(self, file: Path) -> npt.NDArray[np.uint8] | None:
-        """Return the image in a file as a row (1, features), or None if it is skipped.
+        """Return the converted image in a file as a row (1, features), or None if it is skipped.
 
         Raises
         ------
@@ -97,54 +97,54 @@ class ImageInputs:
         """
         check_image_shape(self.image_shape)
         skipped = self.bad if self.options.skip_bad else None
-        image = unless_bad(lambda path: read_image(path, self.image_shape[2]), file, skipped)
+        image = read_or_skip(lambda path: read_image(path, self.image_shape[2]), file, skipped)
         if image is None:
             return None
         self.total += 1
-        x = fit(image, self.image_shape)[None]
-        return self.keep(file, self.convert(x, self.flagged(x), [image]))
+        x = to_row(image, self.image_shape)[None]
+        return self.keep(file, self.convert(x, self.to_invert(x), [image]))
 
     def rows(self, x: npt.NDArray[np.uint8], file: Path) -> npt.NDArray[np.uint8]:
         """Return the converted images x (n, features) of an array in a file.
 
-        With "auto", either all of them are inverted or none, depending on the majority.
+        With "auto", all of them are inverted if most of them have the opposite polarity, else none.
         """
         from PIL import Image
 
         self.total += len(x)
-        flagged = self.flagged(x)
+        selected = self.to_invert(x)
         if self.options.invert == "auto":
-            flagged[:] = flagged.mean() > 0.5
+            selected[:] = selected.mean() > 0.5
         height, width, channels = self.image_shape
         shape = (height, width) if channels == 1 else self.image_shape
-        return self.keep(file, self.convert(x, flagged, (Image.fromarray(row.reshape(shape)) for row in x)))
+        return self.keep(file, self.convert(x, selected, (Image.fromarray(row.reshape(shape)) for row in x)))
 
-    def flagged(self, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
-        """Return for each image of x (n, features) whether it is inverted."""
+    def to_invert(self, x: npt.NDArray[np.uint8]) -> npt.NDArray[np.bool_]:
+        """Return for each image of x (n, features) whether it has to be inverted, (n,) bool."""
         if self.options.invert == "auto":
             return is_opposite(x, self.image_shape, self.stats)
         return np.full(len(x), self.options.invert == "yes")
 
     def convert(
-        self, x: npt.NDArray[np.uint8], flagged: npt.NDArray[np.bool_], images: Iterable[PillowImage] = ()
+        self, x: npt.NDArray[np.uint8], selected: npt.NDArray[np.bool_], images: Iterable[PillowImage] = ()
     ) -> npt.NDArray[np.uint8]:
-        """Return x (n, features) with the flagged images inverted, and with all drawings in the middle if they are centered.
+        """Return x (n, features) with the selected images inverted, and with all drawings centered if `center` is set.
 
-        images : the images of x in their own size; only needed if they are centered
+        images : the images of x in their original size; only used for centering
         """
-        self.inverted += int(flagged.sum())
+        self.inverted += int(selected.sum())
         if self.options.center:
             assert self.stats is not None
             size, light = self.image_shape[:2], self.stats.polarity == "light on dark"
             drawings = [
                 centered(np.asarray(image.convert("L")), size, self.stats, dark=bool(invert) == light)
-                for image, invert in zip(images, flagged, strict=True)
+                for image, invert in zip(images, selected, strict=True)
             ]
             return np.repeat(np.stack(drawings).reshape(len(x), -1), self.image_shape[2], axis=1)
-        if not flagged.any():
+        if not selected.any():
             return x
-        opposite = flagged & is_opposite(x, self.image_shape, self.stats)
-        result = np.where(flagged[:, None], 255 - x, x)
+        opposite = selected & is_opposite(x, self.image_shape, self.stats)
+        result = np.where(selected[:, None], 255 - x, x)
         if self.stats is not None and opposite.any():
             result[opposite] = inverted(x[opposite], self.image_shape, self.stats)
         return result
@@ -156,12 +156,12 @@ class ImageInputs:
         return x
 
     def check(self) -> None:
-        """Raise DataError if all images were skipped, and ConfigError if an option is for images, but there are none."""
+        """Raise DataError if all images were skipped, and ConfigError if an option for images is given, but there are none."""
         if self.bad and not self.total:
-            raise DataError(f"none of the {len(self.bad)} images can be read. The first error: {next(iter(self.bad.values()))}")
+            raise DataError(f"no image can be read; replace them. The first error: {next(iter(self.bad.values())).reason}")
         for name, value in (("center", self.options.center), ("invert", self.options.invert == "yes")):
             if value and not self.total:
-                raise ConfigError(f"{name} is for images, but the inputs are tables; leave it out", settings=(name,))
+                raise ConfigError(f"{name} is for images, but none of the inputs is an image; leave it out", settings=(name,))
 
     def notes(self) -> list[str]:
         """Return messages about images that were skipped, or that were inverted because of their polarity."""
@@ -169,18 +169,18 @@ class ImageInputs:
         if self.inverted and self.options.invert == "auto":
             assert self.stats is not None
             theirs = "dark on light" if self.stats.polarity == "light on dark" else "light on dark"
+            reason = f"{theirs}, whereas the training images are {self.stats.polarity}"
             count = f"{self.inverted:,} of {self.total:,} image{'s'[: self.total != 1]}"
-            reason = f"{theirs}, but the training images are {self.stats.polarity}"
-            found.append(f"{count} inverted: {reason}; set `invert` to no to turn this off")
+            found.append(f"inverted {count}: {reason}; set `invert` to no to disable this")
         return found
 
 
 def find_files(inputs: Iterable[str | Path]) -> list[Path]:
-    """Return the files that are given by names of files, names of folders of images, and glob patterns.
+    """Return the files that are given by paths of files, paths of folders of images, and glob patterns.
 
-    A folder stands for its images, see `readers.images.images_in`. A name that does not exist and contains *, ? or [ is a
-    pattern, in which ** matches any number of folders. It stands for the files that match, or if only folders match, for the
-    images in these.
+    A folder is replaced by the images in it, see `readers.images.images_in`. A path that does not exist and contains *, ? or [
+    is a pattern, in which ** matches any number of folders. It is replaced by the files that match, or if only folders match,
+    by the images in these folders.
 
     Raises
     ------
@@ -203,5 +203,5 @@ def matches(pattern: str) -> list[Path]:
     found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - Path.glob accepts no absolute patterns
     files = [path for path in found if not path.is_dir()] or [file for folder in found for file in images_in(folder)]
     if not files:
-        raise DataError(f"{pattern}: no file matches this pattern; check the pattern, or give a folder or the names of files")
-    return list(dict.fromkeys(files))  # folders that match ** can be inside each other
+        raise DataError(f"{pattern}: no file matches this pattern; check the pattern, or give the paths of files or folders")
+    return list(dict.fromkeys(files))  # folders that match ** can be nested

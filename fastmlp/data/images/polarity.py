@@ -1,9 +1,9 @@
 """Polarity of images, light on dark or dark on light: statistics of the training images, and inversion of other images.
 
-A network that was trained on light strokes on black, such as MNIST, gives arbitrary answers for dark strokes on paper. Even
-after inversion, its answers are arbitrary if the paper is grey: border pixels are almost constant in the training images, so
-that z-score scaling multiplies their values by large factors. Inversion therefore sets the paper to the background of the
-training images; tests/data/test_polarity.py measures the effect on MNIST.
+The predictions of a network that was trained on light strokes on black, such as MNIST, are arbitrary for dark strokes on
+paper. They are still arbitrary after inversion if the paper is grey: border pixels are almost constant in the training images,
+so z-score scaling multiplies their values by large factors. Inversion therefore also replaces the paper with the background of
+the training images; tests/data/test_polarity.py measures the effect on MNIST.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ Float32 = npt.NDArray[np.float32]
 
 MOST_ROWS = 1000  # maximum number of training images from which statistics are computed
 BLOCK_PIXELS = 1 << 22  # maximum number of pixels that are converted to floats at a time
-END = 32  # a uniform background is at most this far from 0 or 255
-MOST_STD = 32  # and its standard deviation over the images is at most this
-MOST_COLOR = 8  # images with a larger `colorfulness` are not inverted, because inversion would change their colours
-APART = 64  # the background of an image with the opposite polarity differs from that of the training images by at least this
-# An inverted pixel is background if its depth, see `ink`, is below NOISE standard deviations of the paper. This limit is at
-# least FAINT and at most DEEP times the maximum depth.
-NOISE, FAINT, DEEP = 5, 1 / 20, 1 / 3
+MOST_DISTANCE = 32  # maximum difference of a uniform background from 0 or 255
+MOST_STD = 32  # maximum standard deviation of a uniform background over the images
+MOST_COLOR = 8  # images with a larger `colorfulness` have no polarity, because inversion would change their colours
+LEAST_DIFFERENCE = 64  # minimum difference between the background of the training images and that of the opposite polarity
+# A pixel is paper if its contrast, see `ink`, is below NOISE standard deviations of the paper. This limit is clipped to the
+# range from LOW_CONTRAST to HIGH_CONTRAST times the maximum contrast, and is at least half a grey level.
+NOISE, LOW_CONTRAST, HIGH_CONTRAST = 5, 1 / 20, 1 / 3
 # The brightness of the paper is fitted FITS times, each time without the border pixels whose residual was more than OUTLIER
-# robust standard deviations, since they are strokes.
+# robust standard deviations, because these are strokes.
 FITS, OUTLIER = 8, 3
 
 
@@ -56,9 +56,9 @@ class ImageStats:
         """Polarity of the images; None if they are coloured, or have no uniform dark or light background, such as photos."""
         if self.background_std > MOST_STD or self.colorfulness > MOST_COLOR:
             return None
-        if self.background <= END and self.mean > self.background:
+        if self.background <= MOST_DISTANCE and self.mean > self.background:
             return "light on dark"
-        return "dark on light" if self.background >= 255 - END and self.mean < self.background else None
+        return "dark on light" if self.background >= 255 - MOST_DISTANCE and self.mean < self.background else None
 
 
 def image_stats(x: Features, image_shape: tuple[int, int, int] | None) -> ImageStats | None:
@@ -90,9 +90,10 @@ def image_stats(x: Features, image_shape: tuple[int, int, int] | None) -> ImageS
 def is_opposite(x: Array, image_shape: tuple[int, int, int], stats: ImageStats | None) -> npt.NDArray[np.bool_]:
     """Return for each image whether its polarity is the opposite of that of the training images, (n,) bool.
 
-    This is the case if the median of its border differs from the background of the training images by at least `APART`, and
-    the pixel that differs most from this median does so in the other direction than in the training images. If the training
-    images have no polarity, or if their statistics are unknown, it is False for all images.
+    An image has the opposite polarity if the median of its border differs from the background of the training images by at
+    least `LEAST_DIFFERENCE`, and the pixel that differs most from this median is darker, if the training images are light on
+    dark, or else lighter. If the training images have no polarity, or their statistics are unknown, no image has the opposite
+    polarity.
 
     x : (n, height * width * channels) uint8
 
@@ -108,17 +109,17 @@ def is_opposite(x: Array, image_shape: tuple[int, int, int], stats: ImageStats |
         paper = np.median(border(images), axis=1)
         light, dark = images.max(axis=(1, 2)) - paper, paper - images.min(axis=(1, 2))
         if stats.polarity == "light on dark":
-            found.append((paper - stats.background >= APART) & (dark > light))
+            found.append((paper - stats.background >= LEAST_DIFFERENCE) & (dark > light))
         else:
-            found.append((stats.background - paper >= APART) & (light > dark))
+            found.append((stats.background - paper >= LEAST_DIFFERENCE) & (light > dark))
     return np.concatenate([np.zeros(0, bool), *found])
 
 
 def inverted(x: Array, image_shape: tuple[int, int, int], stats: ImageStats) -> npt.NDArray[np.uint8]:
-    """Return images whose polarity is the opposite of that of the training images with the same polarity as these.
+    """Return images of the opposite polarity, see `is_opposite`, with the polarity of the training images.
 
-    Paper becomes the background of the training images, and the pixel that differs most from it becomes white, or black. All
-    channels are equal.
+    Paper becomes the background of the training images, and the pixel with the most ink becomes white if they are light on
+    dark, or else black. All channels of the result are equal.
 
     x : (n, height * width * channels) uint8
 
@@ -135,7 +136,7 @@ def inverted(x: Array, image_shape: tuple[int, int, int], stats: ImageStats) -> 
 
 
 def most_images(x: Features) -> int:
-    """Return the number of rows of x that are converted to floats at a time."""
+    """Return the maximum number of rows of x that are converted to floats at a time."""
     return max(1, BLOCK_PIXELS // x.shape[1])
 
 
@@ -151,11 +152,12 @@ def border(images: npt.NDArray[Any]) -> npt.NDArray[Any]:
 
 
 def ink(images: Float32, *, dark: bool) -> Float32:
-    """Return the amount of ink in each pixel of drawings, from 0 for paper to 1 for the deepest ink of an image.
+    """Return the amount of ink in each pixel of drawings, from 0 for paper to 1 for the pixel with the most ink in an image.
 
-    The brightness of the paper is a linear function of the position, because photos are rarely lit evenly. It is fitted to the
-    border pixels by least squares, without outliers such as strokes at the border. The depth of a pixel is its difference from
-    the paper, relative to the largest possible difference, because ink reflects a constant fraction of the light.
+    The brightness of the paper is modelled as a linear function of the position, because photos are rarely lit evenly. It is
+    fitted to the border pixels by least squares, without outliers such as strokes at the border. The contrast of a pixel is its
+    difference from the paper relative to the largest possible difference, because ink reflects a constant fraction of the
+    light. The amount of ink is the contrast relative to the maximum contrast in the image; it is 0 for pixels of low contrast.
 
     images : (n, height, width), 0 to 255
     dark : whether the ink is darker than the paper
@@ -175,11 +177,12 @@ def ink(images: Float32, *, dark: bool) -> Float32:
         residuals = pixels - plane @ at_border.T
     std = np.sqrt((inlier * residuals**2).sum(axis=1) / inlier.sum(axis=1))
     paper = (plane @ design.reshape(3, -1)).reshape(count, height, width)
-    reach = np.maximum(paper if dark else 255 - paper, 1)
-    depth = (paper - images if dark else images - paper) / reach
-    most = np.maximum(depth.max(axis=(1, 2)), 1e-6)
-    limit = np.clip(NOISE * std / reach.mean(axis=(1, 2)), FAINT * most, DEEP * most)
-    found: Float32 = np.where(depth > limit[:, None, None], depth / most[:, None, None], 0).astype(np.float32)
+    largest = np.maximum(paper if dark else 255 - paper, 1)
+    contrast = (paper - images if dark else images - paper) / largest
+    most = np.maximum(contrast.max(axis=(1, 2)), 1e-6)
+    limit = np.clip(NOISE * std / largest.mean(axis=(1, 2)), LOW_CONTRAST * most, HIGH_CONTRAST * most)
+    is_ink = (contrast > limit[:, None, None]) & (contrast * largest >= 0.5)  # less than half a grey level is a rounding error
+    found: Float32 = np.where(is_ink, contrast / most[:, None, None], 0).astype(np.float32)
     return found
 
 

@@ -1,6 +1,6 @@
 """Reader of single IDX files, the format of MNIST. idx_folder.py finds the files of a data set.
 
-The content decides how a file is read, not its name: gzipped files are recognized by their first bytes. Source: the
+The content of a file determines how it is read, not its name: gzipped files are recognized by their first bytes. Source: the
 description of the format on the MNIST page (http://yann.lecun.com/exdb/mnist).
 """
 
@@ -28,14 +28,14 @@ CHUNK = 1 << 20  # bytes read at a time; a damaged header that claims a huge siz
 MAX_DIMS = 4  # images (n, height, width, channels)
 # Data types by their code, which is the third byte of a file. The values are big-endian.
 DTYPES = {code: np.dtype(f">{name}") for code, name in ((8, "u1"), (9, "i1"), (11, "i2"), (12, "i4"), (13, "f4"), (14, "f8"))}
-# First bytes of other kinds of files that are stored under the names of IDX files.
+# First bytes of other kinds of files that may have the names of IDX files.
 OTHER_KINDS = {
     b"PK\x03\x04": "it is a zip archive; unpack it",
     b"\xfd7zX": "it is an xz file; unpack it with unxz",
     b"BZh": "it is a bzip2 file; unpack it with bunzip2",
     b"<": "it looks like a web page; download the file itself",
 }
-REFETCH = "replace it by an intact copy (`fastmlp data fetch` downloads mnist and fashion-mnist)"
+REFETCH = "replace it with an intact copy (`fastmlp data fetch` downloads mnist and fashion-mnist)"
 
 
 @contextmanager
@@ -127,7 +127,7 @@ def _header(path: Path, stream: io.BufferedIOBase, dims: Collection[int]) -> tup
         raise DataError(f"{path}: unknown data type 0x{magic[2]:02x}, not one of {codes}; {REFETCH}")
     if magic[3] not in dims:
         needed = " or ".join(", ".join(map(str, dims)).rsplit(", ", 1))
-        raise DataError(f"{path}: the number of dimensions is {magic[3]}, but must be {needed}; put the right file there")
+        raise DataError(f"{path}: the number of dimensions is {magic[3]}, but must be {needed}; replace the file")
     sizes = stream.read(4 * magic[3])
     if len(sizes) < 4 * magic[3]:
         raise DataError(f"{path}: only {4 + len(sizes)} bytes, fewer than an IDX header; {REFETCH}")

@@ -1,13 +1,14 @@
 """Reader of data sets of IDX files: MNIST, Fashion-MNIST, KMNIST, EMNIST, QMNIST, and others with similar names.
 
-A data set has training images and labels, and possibly test images and labels. Which of these a file is follows from the words
-in its name; the spelling is free (`train-images-idx3-ubyte.gz`, `train-images.idx3-ubyte`, `qmnist-test-labels-idx2-int`). That
-it is an IDX file, and whether it is gzipped, follows from its content. Sources: Cohen et al. 2017 (EMNIST: images are stored
-transposed, `NAME-mapping.txt` lists the characters of the classes), Yadav, Bottou 2019 (QMNIST: labels of 8 columns).
+A data set has training images and labels, and possibly test images and labels. The words in the name of a file determine which
+of these it contains, in any spelling (`train-images-idx3-ubyte.gz`, `train-images.idx3-ubyte`, `qmnist-test-labels-idx2-int`).
+Its content determines whether it is an IDX file and whether it is gzipped. Sources: Cohen et al. 2017 (EMNIST: images are
+stored transposed, `NAME-mapping.txt` lists the characters of the classes), Yadav, Bottou 2019 (QMNIST: labels of 8 columns).
 """
 
 from __future__ import annotations
 
+import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -28,7 +29,7 @@ from fastmlp.files import file_errors
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
 IMAGES = frozenset({"images", "image", "imgs", "img", "features", "x"})
 LABELS = frozenset({"labels", "label", "targets", "target", "y"})
-FORMAT = re.compile(r"idx\d?|u?byte|int|short|float|double|bin|gz")  # words in a name that give the format
+FORMAT = re.compile(r"idx\d?|u?byte|int|short|float|double|bin|gz")  # words in a name that specify the format
 NAMES = {"x": "train-images", "y": "train-labels", "x_test": "t10k-images", "y_test": "t10k-labels"}
 DIMS = {"x": (2, 3, 4), "y": (1, 2), "x_test": (2, 3, 4), "y_test": (1, 2)}
 QMNIST_COLUMNS = 8  # columns of the labels of QMNIST: the class, then the origin of the image in NIST's database
@@ -39,9 +40,8 @@ LISTED = 12  # maximum number of files that an error message lists
 class IdxFile(NamedTuple):
     """A file of a data set.
 
-    group : name of the data set, which is what the file name has besides the split, the kind and the format; "" for the names
-        of MNIST
-    key : which array of `RawArrays` it holds: "x", "y", "x_test" or "y_test"
+    group : name of the data set: the words of the file name except the split, the kind and the format; "" for MNIST's names
+    key : the array of `RawArrays` that it contains: "x", "y", "x_test" or "y_test"
     dims : number of dimensions of the array; None if the file has the name, but not the content of an IDX file
     """
 
@@ -60,12 +60,12 @@ def is_idx(path: Path) -> bool:
 def read_idx_folder(path: str | Path) -> RawArrays:
     """Read a data set from a folder of IDX files.
 
-    The files are in the folder, in its subfolder `raw/`, or in `NAME/raw/` if there is only one. Each file can also be in a
-    folder of its own name, as some programs unpack it. If the folder has several data sets, one is chosen by giving the path of
-    one of its files instead of the folder.
+    The files are in the folder, in its subfolder `raw/`, or in `NAME/raw/` or `NAME/` if there is only one such folder. Each
+    file can also be in a folder of the same name, as created by some programs that unpack archives. If a folder has several
+    data sets, the path of a file of one of them selects this one.
 
-    Images of EMNIST, whose file names start with "emnist-", are transposed, because they are stored transposed. Of labels with
-    8 columns of int32, as in QMNIST, the first column is used. If there is a file `GROUP-mapping.txt`, as in EMNIST, the
+    Images of EMNIST, whose file names start with "emnist-", are transposed, because they are stored transposed. The first
+    column of labels with 8 columns of int32, as in QMNIST, is used. If there is a file `GROUP-mapping.txt`, as in EMNIST, the
     characters that it lists are the class names.
 
     Raises
@@ -77,9 +77,7 @@ def read_idx_folder(path: str | Path) -> RawArrays:
         chosen = idx_file(path) if path.is_file() else None
         folders = [path.parent] if path.is_file() else idx_folders(path)
         if len(folders) != 1:
-            raise DataError(
-                f"{path}: IDX files in {len(folders)} folders ({_listed(map(str, folders))}); give the folder of one data set"
-            )
+            raise DataError(f"{path}: IDX files in {len(folders)} folders ({_listed(map(str, folders))}); give one of them")
         files = idx_files(folders[0])
     group = chosen.group if chosen else choose_group(folders[0], files)
     paths = {key: found for key in NAMES if (found := choose_file(folders[0], files, key, (group,)))}
@@ -91,27 +89,36 @@ def read_idx_folder(path: str | Path) -> RawArrays:
 
 
 def idx_folders(path: Path) -> list[Path]:
-    """Return the folders with IDX files: `path`, else `path/raw`, else all `path/NAME/raw`, as torchvision names them."""
+    """Return the folders with IDX files: `path`, else `path/raw`, else all `path/NAME/raw` (torchvision) and `path/NAME`.
+
+    Of the latter, folders that only have files with the name, but not the content of an IDX file are returned if there are no
+    others.
+    """
     if not path.is_dir():
         return []
     first = next((folder for folder in (path, path / "raw") if idx_files(folder)), None)
-    return [first] if first else [folder for folder in sorted(path.glob("*/raw")) if idx_files(folder)]
+    if first:
+        return [first]
+    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    found = {folder: files for one in inner for folder in (one / "raw", one) if (files := idx_files(folder))}
+    return [folder for folder, files in found.items() if any(file.dims is not None for file in files)] or list(found)
 
 
 def idx_files(folder: Path) -> list[IdxFile]:
-    """Return the files of data sets in a folder, sorted by name, including those in subfolders with the name of such a file."""
+    """Return the IDX files in a folder, sorted by name, including those in subfolders with the name of an IDX file."""
     with file_errors("read", folder):
-        entries = sorted(folder.iterdir()) if folder.is_dir() else []
-        inner = [one for entry in entries if entry.is_dir() and parse_name(entry.name)[2] for one in sorted(entry.iterdir())]
-        return [file for path in [*entries, *inner] if path.is_file() and (file := idx_file(path))]
+        listed = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - a folder can have very many images
+        entries = [folder / name for name in sorted(listed) if not _is_ignored(name)]
+        inner = [one for entry in entries if parse_name(entry.name)[2] and entry.is_dir() for one in sorted(entry.iterdir())]
+        return [file for path in [*entries, *inner] if (file := idx_file(path))]
 
 
 def idx_file(path: Path) -> IdxFile | None:
-    """Return the description of a file; None if it has neither the content nor the name of an IDX file.
+    """Return the description of a file; None if it has neither the content nor the name of an IDX file, or is a folder.
 
     Hidden files and images are not opened.
     """
-    if path.name.startswith(".") or path.suffix.lower() in IMAGE_SUFFIXES:
+    if _is_ignored(path.name) or not path.is_file():
         return None
     group, split, named = parse_name(path.name)
     words, dims = {*words_of(path.name)}, idx_dims(path)
@@ -120,6 +127,11 @@ def idx_file(path: Path) -> IdxFile | None:
     if dims is None and not (named and (images or labels)):
         return None
     return IdxFile(path, group, ("x" if images else "y") + ("_test" if split == "test" else ""), dims)
+
+
+def _is_ignored(name: str) -> bool:
+    """Return whether a file has the name of a hidden file or of an image."""
+    return name.startswith(".") or name.lower().endswith(tuple(IMAGE_SUFFIXES))
 
 
 def parse_name(name: str) -> tuple[str, str | None, bool]:

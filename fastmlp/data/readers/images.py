@@ -1,4 +1,4 @@
-"""Read image files as rows of pixels, from a folder with one subfolder per class or from a list of files.
+"""Reader of image files, from a folder with one subfolder per class or from a list of files.
 
 Image sizes and colour modes are converted in the same way in both cases. Sources: the conversion from colour to grey is the
 luma of ITU-R BT.601; the orientation of photos is the tag Orientation of EXIF (CIPA DC-008, section 4.6.4).
@@ -10,6 +10,7 @@ import math
 import os
 import struct
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -25,10 +26,12 @@ from fastmlp.files import file_errors
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
 
-IMAGE_SUFFIXES = frozenset({".png", ".jpg", ".jpeg", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"})
+IMAGE_SUFFIXES = frozenset(
+    {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
+)
 ORIENTATION = 0x0112  # number of the EXIF tag
-# For each orientation, the name of the transposition in Pillow that turns the image upright. ImageOps.exif_transpose is not
-# used, because it also writes all other tags anew, which fails if one of them is damaged.
+# For each orientation, the name of Pillow's transposition that makes the image upright. ImageOps.exif_transpose is not used,
+# because it also rewrites all other tags, which fails if one of them is damaged.
 TRANSPOSE = {
     2: "FLIP_LEFT_RIGHT",
     3: "ROTATE_180",
@@ -38,48 +41,60 @@ TRANSPOSE = {
     7: "TRANSVERSE",
     8: "ROTATE_90",
 }
+MOST_DARK = 0.01  # a transparent image is light if at most this fraction of its visible pixels is darker than mid-grey
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
 Result = TypeVar("Result")
 
 
 class BadImageError(DataError):
-    """A file is not a readable image."""
+    """A file is not a readable image. `reason` has the path and the cause, and the message also a remedy."""
+
+    def __init__(self, reason: str) -> None:
+        super().__init__(f"{reason}; replace or remove it, or set skip_bad to leave it out", settings=("skip_bad",))
+        self.reason = reason
 
 
 BadImages = dict[Path, BadImageError]  # unreadable files that are skipped
 
 
 def read_image_folder(
-    path: str | Path, image_size: tuple[int, int] | None = None, skip_bad: bool = False, channels: int | None = None
+    path: str | Path,
+    image_size: tuple[int, int] | None = None,
+    skip_bad: bool = False,
+    channels: int | None = None,
+    *,
+    least_classes: int = 2,
 ) -> RawArrays:
     """Read a folder with one subfolder of images per class; the sorted names of the subfolders are the classes.
 
     If the only subfolders are `train/`, or `train/` and `test/`, the subfolders of `train/` are the classes of the training
     set, and those of `test/` the classes of the test set. Hidden files and files whose suffix is not in `IMAGE_SUFFIXES` are
-    ignored. Pixels are converted as in `load_images`. They have one channel if all images are stored as grey (Pillow modes 1,
-    L, LA, I, I;16 and F), else three. An image with a palette counts as a colour image.
+    ignored; a note has the number of the latter. Pixels are converted as in `load_images`. They have one channel if all images
+    are stored as grey (Pillow modes 1, L, LA, I, I;16 and F), else three. An image with a palette counts as a colour image.
 
     Parameters
     ----------
     path : folder to read
     image_size : (height, width) to which all images are resized; None if they all have the same size
-    skip_bad : whether unreadable images are left out; a note of the result has their number and the first names
-    channels : 1 for grey or 3 for colour; None for 1 if all images are stored as grey, else 3
+    skip_bad : whether unreadable images are left out; a note has their number and the first names
+    channels : 1 for grey or 3 for colour; if None, 1 if all images are stored as grey, else 3
+    least_classes : minimum number of classes
 
     Raises
     ------
     DataError : an unreadable image, images of different sizes without `image_size`, an empty or nested class folder, a class
-        without a readable image, or fewer than two classes
+        without a readable image, or fewer than `least_classes` classes
     """
     path = Path(path)
     bad: BadImages | None = {} if skip_bad else None
     inner = [item.name for item in _visible(path) if item.is_dir()]
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
-    if len(classes) < 2:
+    if len(classes) < least_classes:
         raise DataError(
-            f"{path}: {len(classes)} class folders; images need at least two, and a folder of arrays needs x.npy and y.npy"
+            f"{path}: {len(classes)} class folders; give a folder with {least_classes} or more subfolders of images, one per "
+            "class, or a folder with x.npy and y.npy"
         )
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size, channels, bad)
@@ -87,7 +102,7 @@ def read_image_folder(
         return RawArrays(x, np.array(y)[kept], classes, shape, notes=_notes(path, files, bad))
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
-        raise DataError(f"{path / 'test'}: no class folders; add them or remove the folder")
+        raise DataError(f"{path / 'test'}: no class folders; add some or remove the folder")
     if unknown := [name for name in test_classes if name not in classes]:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size, channels, bad)
@@ -101,11 +116,13 @@ def read_image_folder(
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
-    Only the first frame of an image is read. Photos are turned upright by their EXIF orientation. Of 16-bit grey values, the
-    high byte is used.
-    Floating-point values are clipped to 0..255. Transparent images are composited over black. With one channel, the pixels
-    are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB. Images are then resized with an
-    antialiased bilinear filter, which does not preserve the aspect ratio. Colours are not inverted.
+    Only the first frame of an image is read. Images are rotated and mirrored according to their EXIF orientation. 16-bit grey
+    values are reduced to their high byte. Floating-point values from 0 to 1 are multiplied by 255, and others are clipped to 0..255.
+    Transparent images are composited
+    over white, or over black if nearly all of their visible pixels are light, such as white ink on a transparent background.
+    With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB.
+    Images are then resized with an antialiased bilinear filter, which does not preserve the aspect ratio. Images are not
+    inverted.
 
     Parameters
     ----------
@@ -133,7 +150,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     """
     files = [Path(path) for path in paths]
     if not files:
-        raise DataError("no image given; give at least one file")
+        raise DataError("no images given; give at least one file")
     check_image_shape(image_shape)
     return _stack(files, image_shape, None)[0]
 
@@ -157,7 +174,7 @@ def read_image(path: Path, channels: int) -> PillowImage:
         return _converted(image, channels)
 
 
-def fit(image: PillowImage, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
+def to_row(image: PillowImage, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """Return the pixels of an image in mode L or RGB as a row, resized as described in `load_images`."""
     from PIL import Image
 
@@ -185,7 +202,7 @@ def images_in(folder: Path) -> list[Path]:
             files += [Path(place, name) for name in names if not name.startswith(".")]
     files = sorted(file for file in files if file.suffix.lower() in IMAGE_SUFFIXES)
     if not files:
-        raise DataError(f"{folder}: no images in this folder; give a folder with files such as .png or .jpg")
+        raise DataError(f"{folder}: no images in this folder; give a folder with images ({', '.join(sorted(IMAGE_SUFFIXES))})")
     return files
 
 
@@ -193,15 +210,17 @@ def skipped_note(names: Sequence[str], total: int) -> str:
     """Return a note about unreadable images that were skipped.
 
     >>> skipped_note(["cat/1.png", "cat/7.png"], 300)
-    '2 of 300 images cannot be read and were skipped: cat/1.png, cat/7.png'
+    'skipped 2 of 300 images as unreadable: cat/1.png, cat/7.png'
     """
     listed = ", ".join(names[:MOST_NAMES]) + (", …" if len(names) > MOST_NAMES else "")
-    verb = "image cannot be read and was" if total == 1 else "images cannot be read and were"
-    return f"{len(names)} of {total:,} {verb} skipped: {listed}"
+    return f"skipped {len(names):,} of {total:,} image{'s'[: total != 1]} as unreadable: {listed}"
 
 
-def unless_bad(read: Callable[[Path], Result], file: Path, bad: BadImages | None) -> Result | None:
-    """Return `read(file)`. If the file is not a readable image, add it to `bad` and return None; or raise, if `bad` is None."""
+def read_or_skip(read: Callable[[Path], Result], file: Path, bad: BadImages | None) -> Result | None:
+    """Return `read(file)`. If the file is not a readable image, raise BadImageError, or add it to `bad` and return None.
+
+    bad : the files that were skipped so far; None if no file is skipped
+    """
     try:
         return read(file)
     except BadImageError as error:
@@ -212,14 +231,28 @@ def unless_bad(read: Callable[[Path], Result], file: Path, bad: BadImages | None
 
 
 def _notes(folder: Path, files: Sequence[Path], bad: Mapping[Path, BadImageError] | None) -> list[str]:
-    """Return a note about the files that were skipped, if there are any; raise DataError if a class has no other files."""
-    if not bad:
-        return []
-    left = {file.parent for file in files if file not in bad}
-    for file, error in bad.items():
-        if file.parent not in left:
-            raise DataError(f"{file.parent}: no image in this class folder can be read; replace them. The first error: {error}")
-    return [f"{folder}: {skipped_note([str(file.relative_to(folder)) for file in bad], len(files))}"]
+    """Return notes about files that were ignored because of their suffix, and unreadable images that were skipped.
+
+    Raises
+    ------
+    DataError : all images of a class were skipped
+    """
+    notes = []
+    classes = {file.parent for file in files}
+    if others := [item for inner in classes for item in _visible(inner) if item.suffix.lower() not in IMAGE_SUFFIXES]:
+        kinds = Counter(item.suffix.lower() or "no suffix" for item in others)
+        listed = ", ".join(f"{count:,} {kind}" for kind, count in sorted(kinds.items()))
+        notes.append(f"{folder}: files without the suffix of an image were ignored: {listed}")
+    if bad:
+        readable = {file.parent for file in files if file not in bad}
+        for file, error in bad.items():
+            if file.parent not in readable:
+                raise DataError(
+                    f"{file.parent}: no image in this class folder can be read; replace them or remove the folder. "
+                    f"The first error: {error.reason}"
+                )
+        notes.append(f"{folder}: {skipped_note([str(file.relative_to(folder)) for file in bad], len(files))}")
+    return notes
 
 
 def _visible(folder: Path) -> list[Path]:
@@ -238,7 +271,8 @@ def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
             raise DataError(f"{nested[0]}: a folder inside a class folder; only train/ and test/ may contain class folders")
         images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
-            raise DataError(f"{inner}: no image in this class folder; add some or remove the folder")
+            suffixes = ", ".join(sorted(IMAGE_SUFFIXES))
+            raise DataError(f"{inner}: no images in this class folder; add images ({suffixes}) or remove the folder")
         files += images
         labels += [label] * len(images)
     return [inner.name for inner, _ in groups], files, labels
@@ -251,7 +285,7 @@ def _common_shape(
     sizes: dict[Path, tuple[int, int]] = {}
     modes = set()
     for file in files:
-        header = unless_bad(_header, file, bad)
+        header = read_or_skip(_header, file, bad)
         if header is None:
             continue
         sizes[file], mode = header
@@ -266,7 +300,7 @@ def _common_shape(
             )
     if not sizes:
         assert bad
-        raise DataError(f"no image can be read; replace them. The first error: {next(iter(bad.values()))}")
+        raise DataError(f"no image can be read; replace them. The first error: {next(iter(bad.values())).reason}")
     grey = all(mode in {"1", "L", "LA", "La", "I", "F"} or mode.startswith("I;16") for mode in modes)
     return (*(image_size or next(iter(sizes.values()))), channels or (1 if grey else 3))
 
@@ -275,7 +309,7 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
     """Return the size (height, width) of the upright image in a file, and its mode."""
     with _open_image(file) as image:
         swapped = _orientation(image) >= 5
-        if swapped and image.format == "TIFF":  # Pillow itself turns them, older versions not before they are loaded
+        if swapped and image.format == "TIFF":  # Pillow itself transposes them, older versions when they are loaded
             image.load()
             swapped = False
         size = (image.width, image.height) if swapped else (image.height, image.width)
@@ -284,28 +318,27 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
 
 @contextmanager
 def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image. Raise BadImageError if Pillow rejects the file, or DataError if there is no such file.
-
-    The message has one line and names the file.
-    """
-    from PIL import Image
+    """Open an image. Raise BadImageError if Pillow rejects the file, or DataError if there is no such file."""
+    from PIL import Image, UnidentifiedImageError
 
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # If Pillow gets the name of an uncompressed TIFF file, it maps it into memory, and version 13.0 then ignores that
-            # the width and the height of an image with an orientation are swapped.
+            # Given the name of an uncompressed TIFF file, Pillow maps it into memory, and version 13.0 then ignores that the
+            # width and the height of an image with an orientation are swapped.
             with path.open("rb") as stream, Image.open(stream) as image:
                 yield image
     except (
-        *(OSError, SyntaxError, ValueError, TypeError, EOFError, struct.error),
+        *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError, struct.error),
         *(Image.DecompressionBombError, Image.DecompressionBombWarning),
     ) as error:
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())
+        if isinstance(error, UnidentifiedImageError):  # the message of Pillow has the representation of a Python object
+            reason = "unknown or damaged file format"
+        else:
+            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
         if isinstance(error, FileNotFoundError):
             raise DataError(f"{path}: not a readable image ({reason}); check the path") from error
-        remedy = "replace or remove it, or set skip_bad to leave it out"
-        raise BadImageError(f"{path}: not a readable image ({reason}); {remedy}", settings=("skip_bad",)) from error
+        raise BadImageError(f"{path}: not a readable image ({reason})") from error
 
 
 def _stack(
@@ -320,9 +353,9 @@ def _stack(
         ) from error
     kept: list[int] = []
     for index, file in enumerate(files):
-        image = None if bad and file in bad else unless_bad(lambda path: read_image(path, shape[2]), file, bad)
+        image = None if bad and file in bad else read_or_skip(lambda path: read_image(path, shape[2]), file, bad)
         if image is not None:
-            rows[len(kept)] = fit(image, shape)
+            rows[len(kept)] = to_row(image, shape)
             kept.append(index)
     return rows[: len(kept)], np.array(kept, np.int64)
 
@@ -343,12 +376,30 @@ def _converted(image: PillowImage, channels: int) -> PillowImage:
     """Convert an image as described in `load_images`, without resizing it."""
     from PIL import Image
 
-    image.load()  # turns TIFF images upright, and removes their orientation
+    image.load()  # transposes TIFF images, and removes their orientation
     if (name := TRANSPOSE.get(_orientation(image))) is not None:
         image = image.transpose(Image.Transpose[name])
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
+    elif image.mode == "F":
+        values = np.nan_to_num(np.asarray(image))
+        if values.min() >= 0 and values.max() <= 1:
+            values = (255 * values).round()
+        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
     elif image.has_transparency_data:
         layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, "black"), layer)
+        image = Image.alpha_composite(Image.new("RGBA", layer.size, _background_of(layer)), layer)
     return image.convert("L" if channels == 1 else "RGB")
+
+
+def _background_of(layer: PillowImage) -> str:
+    """Return "white" or "black", the background over which a transparent image in mode RGBA is composited.
+
+    It is white, like the page on which such images are usually seen, except for images that would be almost invisible over
+    white. Pixels with less than half of the maximum opacity are not counted, because the soft edges of strokes often contain a
+    part of an earlier background.
+    """
+    opacity = np.asarray(layer.getchannel("A"))
+    solid = opacity >= max(1, opacity.max() / 2)
+    dark = np.asarray(layer.convert("RGB").convert("L"))[solid] < 128
+    return "white" if dark.sum() > MOST_DARK * dark.size else "black"
