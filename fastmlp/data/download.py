@@ -88,7 +88,7 @@ def present(folder: Path, file: DataFile) -> Path | None:
 def verify_file(folder: Path, file: DataFile, found: Path | None = None) -> list[FileStatus]:
     """Return a status for each existing file, decompressed or gzipped, or a single status "missing" if neither exists.
 
-    Not the name, but the content decides whether a file is gzipped. A file that was compressed again, so that only its
+    The content of a file determines whether it is gzipped, not its name. A file that was compressed again, so that only its
     decompressed content has the published hash, is "ok".
 
     found : path of the file if it has another name

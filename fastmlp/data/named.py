@@ -1,12 +1,12 @@
 """The data sets that can be loaded by name: digits, MNIST and Fashion-MNIST.
 
-MNIST and Fashion-MNIST are searched in the folders that torchvision, Keras and Zalando's repository use, in any spelling of the
-file names (see `readers.idx_folder`), and downloaded only if they are not found.
+The files of MNIST and Fashion-MNIST are searched for in the folders that torchvision, Keras and Zalando's repository use, with
+any spelling of their names (see `readers.idx_folder`), and downloaded only if they are not found.
 
 Sources: the digits are scikit-learn's copy of the UCI optical digits (Alpaydin, Kaynak 1998, CC BY 4.0). They are stored in
 this folder because importing scikit-learn takes longer than training on them. Fashion-MNIST: Xiao, Rasul, Vollgraf 2017, MIT
-licence. MNIST: LeCun, Cortes, Burges, CC BY-SA 3.0. The SHA-256 hashes are those of the published files, and that of mnist.npz
-is the one that Keras checks.
+licence. MNIST: LeCun, Cortes, Burges, CC BY-SA 3.0. The SHA-256 hashes are those of the published files; that of mnist.npz is
+taken from Keras.
 """
 
 from __future__ import annotations
@@ -121,11 +121,11 @@ def list_data(data_dir: str | Path | None = None) -> list[Listing]:
 
 
 class Located(NamedTuple):
-    """Where the files of a named data set are.
+    """Location of the files of a named data set.
 
     folder : the folder with the files; the folder for downloads if no folder has all files
     paths : the files that exist, by the names of the arrays
-    archive : the file of Keras with the whole data set, if it exists and no folder has all files
+    archive : Keras's file with the whole data set, if it exists and no folder has all files
     incomplete : a folder that has only some of the files, and the names of these files
     """
 
@@ -155,7 +155,7 @@ def _locate(name: str, data_dir: str | Path | None) -> Located:
 
 
 def _other_folders(name: str, root: Path) -> Iterator[Path]:
-    """Yield the folders below a data folder in which a data set may be, apart from the one to which it is downloaded.
+    """Yield the folders in a data folder that may contain a data set, except the one to which it is downloaded.
 
     These are NAME/raw/ and NAME/ in any spelling of the name, in the data folder (Keras) and in its subfolder data/ (Zalando's
     repository), and the data folder itself unless it has the name of another data set.

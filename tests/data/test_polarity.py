@@ -13,7 +13,7 @@ from support.drawings import PAPERS, PHOTOS, Pixels, digit, digits, on_paper
 import fastmlp
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, image_stats, inverted, is_opposite
-from fastmlp.data.readers.images import to_row
+from fastmlp.data.readers.image_conversion import to_row
 from fastmlp.data.rows import Subset
 
 SHAPE = (28, 28, 1)

@@ -13,7 +13,8 @@ import numpy.typing as npt
 
 from fastmlp.data.images.centering import centered
 from fastmlp.data.images.polarity import ImageStats, inverted, is_opposite
-from fastmlp.data.readers.images import BadImages, check_image_shape, images_in, read_image, read_or_skip, skipped_note, to_row
+from fastmlp.data.readers.image_conversion import to_row
+from fastmlp.data.readers.images import BadImages, check_image_shape, images_in, read_image, read_or_skip, skipped_note
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.nn.names import canonical_name

@@ -1,7 +1,6 @@
 """Reader of image files, from a folder with one subfolder per class or from a list of files.
 
-Image sizes and colour modes are converted in the same way in both cases. Sources: the conversion from colour to grey is the
-luma of ITU-R BT.601; the orientation of photos is the tag Orientation of EXIF (CIPA DC-008, section 4.6.4).
+Images are converted in the same way in both cases, see image_conversion.py.
 """
 
 from __future__ import annotations
@@ -20,6 +19,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.readers.arrays import RawArrays
+from fastmlp.data.readers.image_conversion import converted, orientation, to_row
 from fastmlp.errors import DataError
 from fastmlp.files import file_errors
 
@@ -29,19 +29,6 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 )
-ORIENTATION = 0x0112  # number of the EXIF tag
-# For each orientation, the name of Pillow's transposition that makes the image upright. ImageOps.exif_transpose is not used,
-# because it also rewrites all other tags, which fails if one of them is damaged.
-TRANSPOSE = {
-    2: "FLIP_LEFT_RIGHT",
-    3: "ROTATE_180",
-    4: "FLIP_TOP_BOTTOM",
-    5: "TRANSPOSE",
-    6: "ROTATE_270",
-    7: "TRANSVERSE",
-    8: "ROTATE_90",
-}
-MOST_DARK = 0.01  # a transparent image is light if at most this fraction of its visible pixels is darker than mid-grey
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
 Result = TypeVar("Result")
@@ -117,12 +104,11 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     """Read images of any size and colour mode as rows of pixels, converted to a given image shape.
 
     Only the first frame of an image is read. Images are rotated and mirrored according to their EXIF orientation. 16-bit grey
-    values are reduced to their high byte. Floating-point values from 0 to 1 are multiplied by 255, and others are clipped to 0..255.
-    Transparent images are composited
-    over white, or over black if nearly all of their visible pixels are light, such as white ink on a transparent background.
-    With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000; with three channels, they are RGB.
-    Images are then resized with an antialiased bilinear filter, which does not preserve the aspect ratio. Images are not
-    inverted.
+    values are reduced to their high byte. Floating-point values from 0 to 1 are multiplied by 255, and others are clipped to
+    0..255. Transparent images are composited over white, or over black if nearly all of their visible pixels are light, such as
+    white ink on a transparent background. With one channel, the pixels are ITU-R BT.601 luma, (299 R + 587 G + 114 B) / 1000;
+    with three channels, they are RGB. Images are then resized with an antialiased bilinear filter, which does not preserve the
+    aspect ratio. Images are not inverted.
 
     Parameters
     ----------
@@ -171,17 +157,7 @@ def read_image(path: Path, channels: int) -> PillowImage:
     DataError : as in `load_images`
     """
     with _open_image(path) as image:
-        return _converted(image, channels)
-
-
-def to_row(image: PillowImage, image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
-    """Return the pixels of an image in mode L or RGB as a row, resized as described in `load_images`."""
-    from PIL import Image
-
-    height, width, _ = image_shape
-    if image.size != (width, height):
-        image = image.resize((width, height), Image.Resampling.BILINEAR)
-    return np.array(image).ravel()  # a copy, because PyTorch refuses an array that is not writable
+        return converted(image, channels)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -308,7 +284,7 @@ def _common_shape(
 def _header(file: Path) -> tuple[tuple[int, int], str]:
     """Return the size (height, width) of the upright image in a file, and its mode."""
     with _open_image(file) as image:
-        swapped = _orientation(image) >= 5
+        swapped = orientation(image) >= 5
         if swapped and image.format == "TIFF":  # Pillow itself transposes them, older versions when they are loaded
             image.load()
             swapped = False
@@ -358,48 +334,3 @@ def _stack(
             rows[len(kept)] = to_row(image, shape)
             kept.append(index)
     return rows[: len(kept)], np.array(kept, np.int64)
-
-
-def _orientation(image: PillowImage) -> int:
-    """Return the EXIF orientation of an image, 1 to 8; 1 if it has none, or if its EXIF data are damaged.
-
-    Damaged EXIF data are ignored, as by browsers: the pixels of such an image can still be read.
-    """
-    try:
-        value = image.getexif().get(ORIENTATION)
-    except (SyntaxError, struct.error):
-        return 1
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
-
-
-def _converted(image: PillowImage, channels: int) -> PillowImage:
-    """Convert an image as described in `load_images`, without resizing it."""
-    from PIL import Image
-
-    image.load()  # transposes TIFF images, and removes their orientation
-    if (name := TRANSPOSE.get(_orientation(image))) is not None:
-        image = image.transpose(Image.Transpose[name])
-    if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
-        image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
-    elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
-        if values.min() >= 0 and values.max() <= 1:
-            values = (255 * values).round()
-        image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, _background_of(layer)), layer)
-    return image.convert("L" if channels == 1 else "RGB")
-
-
-def _background_of(layer: PillowImage) -> str:
-    """Return "white" or "black", the background over which a transparent image in mode RGBA is composited.
-
-    It is white, like the page on which such images are usually seen, except for images that would be almost invisible over
-    white. Pixels with less than half of the maximum opacity are not counted, because the soft edges of strokes often contain a
-    part of an earlier background.
-    """
-    opacity = np.asarray(layer.getchannel("A"))
-    solid = opacity >= max(1, opacity.max() / 2)
-    dark = np.asarray(layer.convert("RGB").convert("L"))[solid] < 128
-    return "white" if dark.sum() > MOST_DARK * dark.size else "black"
