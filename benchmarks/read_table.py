@@ -12,6 +12,7 @@ more than 3 * rows * columns * 8 bytes. It runs only on Linux.
 from __future__ import annotations
 
 import argparse
+import importlib.metadata
 import importlib.util
 import json
 import subprocess
@@ -115,6 +116,7 @@ def run(rows: int, columns: int, rounds: int) -> dict[str, Any]:
         "readers": readers,
         "time_ratio": min_median_max(ratios),
         "memory_ratio": max(one[2] for one in found["fastmlp"]) / (rows * columns * 8),
+        "versions": {name: importlib.metadata.version(name) for name in names if name != "fastmlp"},
         "machine": machine(),
     }
 
