@@ -70,8 +70,8 @@ class Model(Summarized):
         object.__setattr__(self, "parameters", parameters)
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
-        if self.encoding is not None and self.encoding.features != self.network.sizes[0]:
-            features = self.encoding.features
+        if self.encoding is not None and self.encoding.n_features != self.network.sizes[0]:
+            features = self.encoding.n_features
             raise DataError(f"the encoding of the table has {features} features, but the network takes {self.network.sizes[0]}")
         if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
             outputs = self.network.sizes[-1]

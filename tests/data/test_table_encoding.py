@@ -11,7 +11,7 @@ from support.data import message as message_of
 
 from fastmlp.data.dataset import Dataset
 from fastmlp.data.load import Source, load_data, load_source
-from fastmlp.data.tables.encoding import TableEncoding
+from fastmlp.data.tables.encoding import Column, TableEncoding
 from fastmlp.data.tables.load import load_features
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import DataError
@@ -43,7 +43,7 @@ def encoding_of(file: Path, text: str, **options: object) -> TableEncoding:
 def test_text_is_encoded_one_hot(file: Path) -> None:
     data = load(file, TEXT)
     assert data.encoding is not None
-    assert data.encoding.names == ["size", "color=blue", "color=red"]
+    assert data.encoding.feature_names == ["size", "color=blue", "color=red"]
     assert data.x.tolist() == [[1, 0, 1], [2, 1, 0], [3, 0, 1]]
     assert data.encoding.decode(data.x) == {"size": [1, 2, 3], "color": ["red", "blue", "red"]}
 
@@ -75,7 +75,7 @@ def test_the_encoding_is_fitted_to_the_rows_that_are_given(file: Path) -> None:
     data = load_source(Source(str(file), table=TableOptions(missing="mean"), fit_rows=rows))
     assert seen == [[0, 1, 0, 1]]
     assert data.encoding is not None
-    assert data.encoding.names == ["size", "color=red"]
+    assert data.encoding.feature_names == ["size", "color=red"]
     assert data.x.tolist() == [[1, 1], [5, 0], [3, 1], [2, 0]]
 
 
@@ -192,7 +192,7 @@ def test_unknown_texts_count_as_none_and_are_told(file: Path) -> None:
     file.write_text("size,color\n1,green\n2,blue\n3,green\n")
     found = load_features(file, encoding, 3)
     assert found.x.tolist() == [[1, 0, 0], [2, 1, 0], [3, 0, 0]]
-    assert found.notes == ("column 2 'color' has 2 values not in the training split, which are encoded as zeros: 'green'",)
+    assert found.notes == ("2 values of column 2 'color' do not occur in the training split and are encoded as zeros: 'green'",)
 
 
 def test_numbers_for_text_are_unknown_texts(file: Path) -> None:
@@ -264,6 +264,7 @@ def test_wrong_tables_for_models_that_were_not_trained_on_a_table(file: Path) ->
 UNUSUAL = {
     "a category that looks like a number": ("code,label\n01,a\n1A,b\n01,a\n", "code\n01\n01\n"),
     "a category that looks like a Boolean": ("code,label\nTrue,a\nmaybe,b\nTrue,a\n", "code\nTrue\nTrue\n"),
+    "times": ("code,label\n08:00,a\n12:00,b\n08:00,a\n", "code\n08:00\n08:00\n"),
     "a category that looks like a time": ("code,label\n10:00,a\nnoon,b\n10:00,a\n", "code\n10:00\n10:00\n"),
 }
 
@@ -305,7 +306,7 @@ def test_one_column(file: Path) -> None:
 def test_columns_without_a_name(file: Path) -> None:
     text = "a,,label\n1,2,x\n3,4,y\n"
     encoding = encoding_of(file, text)
-    assert encoding.names == ["a", "column 2"]
+    assert encoding.feature_names == ["a", "column 2"]
     assert load_features(file, encoding, 2).x.tolist() == [[1, 2], [3, 4]]
 
 
@@ -347,3 +348,43 @@ def test_pixels_are_bytes(file: Path, value: str, dtype: type) -> None:
     data = load(file, f"label,pixel0,pixel1,pixel2,pixel3\nx,1,2,3,4\ny,5,6,7,{value}\n")
     assert data.x.dtype == dtype
     assert data.x[1, 3] == float(value)
+
+
+def test_the_features_alone_of_a_table_whose_target_is_first(file: Path) -> None:
+    encoding = encoding_of(file, "T,2,red\nF,3,blue\nT,4,red\nF,5,blue\n", target="first")
+    file.write_text("2,red\n3,blue\n2,red\n")
+    assert load_features(file, encoding, 3).x.tolist() == [[2, 0, 1], [3, 1, 0], [2, 0, 1]]
+
+
+def test_no_row_of_a_table_of_categories_is_taken_for_a_header(file: Path) -> None:
+    encoding = encoding_of(file, "a,b,x\nc,d,y\na,d,x\nc,b,y\n", target="last")
+    for text, rows in (("a,b\nc,d\n", 2), ("a,b\n", 1)):
+        file.write_text(text)
+        assert len(load_features(file, encoding, 4).x) == rows
+
+
+def test_the_target_of_a_table_for_a_model_of_a_data_frame(file: Path) -> None:
+    encoding = TableEncoding((Column("a", 0), Column("b", 1)), "", header=True, n_columns=2)
+    file.write_text("price,a,b\n1.5,2,3\n2.5,4,5\n")
+    data = load_source(Source(str(file), encoding=encoding, table=TableOptions(task="regression")))
+    assert data.y.ravel().tolist() == [1.5, 2.5]
+    assert "target: column 1 'price', regression" in data.notes
+
+
+def test_an_infinite_value_is_not_part_of_the_mean(file: Path) -> None:
+    file.write_text("a,label\n1,x\n,y\ninf,x\n")
+    assert f"{file}: line 4, column 1 'a': inf is not a finite" in message(load_data, file, missing="mean")
+
+
+def test_rows_without_a_weight_are_dropped(file: Path) -> None:
+    file.write_text("a,w,label\n1,1,x\n2,,y\n3,1,x\n")
+    assert "the sample weight is missing" in message(load_data, file, weight="w")
+    assert load_data(file, weight="w", missing="drop").x.tolist() == [[1], [3]]
+
+
+def test_remedies_for_the_target(file: Path) -> None:
+    file.write_text("a,label\n" + "".join(f"{row / 2},{row % 3 if row != 30 else 'T/S'}\n" for row in range(50)))
+    assert message(load_data, file).endswith("'T/S' is not a number; correct it, or set task to 'classification'")
+    assert len(load_data(file, task="classification").classes) == 4
+    text = message(load_data, file, task="regression")
+    assert text.endswith("'T/S' is not a number; correct it, or use another target or task 'classification'")

@@ -235,7 +235,7 @@ def test_targets_that_do_not_fit_the_task(file: Path) -> None:
 
 def test_text_without_repetitions_is_no_target(file: Path) -> None:
     file.write_text(numbers(150, "i / 2", "f'car {i}'", header="mpg,name"))
-    assert "column 2 'name' was taken as the target, but its 150 distinct texts in 150 rows" in message(load_data, file)
+    assert "the target, column 2 'name', has 150 distinct values in 150 rows" in message(load_data, file)
 
 
 def test_a_fault_among_numbers_is_no_label(file: Path) -> None:
@@ -286,6 +286,8 @@ NO_INDEX = {
     "a feature that counts": numbers(12, "i", "i / 2", "'xy'[i % 2]", header="day,a,label"),
     "starts at 1": numbers(12, "i + 1", "'xy'[i % 2]", header="day,label"),
     "not in order": numbers(12, "11 - i", "'xy'[i % 2]", header="day,label"),
+    "the only feature": numbers(12, "i", "i % 2", header="day,label"),
+    "before a number": numbers(30, "i", "i / 3", "i % 2", header="day,demand,x").replace("day,demand,x", "day,target,x"),
 }
 
 
@@ -332,3 +334,30 @@ FORMATS = {
 def test_an_unusual_format_is_told(file: Path, text: str) -> None:
     notes = [one for one in load(file, text).notes if one.startswith("format: ")]
     assert notes == ([FORMATS[text]] if FORMATS[text] else [])
+
+
+def test_a_named_target_that_counts_is_the_target(file: Path) -> None:
+    assert note(load(file, numbers(30, "i", "i / 3", header="y,a"))) == "target: column 1 'y', regression; 1 feature"
+
+
+def test_the_first_column_is_not_the_index(file: Path) -> None:
+    assert (
+        note(load(file, ",label,a\n0,x,1.5\n1,y,2.5\n", target="first"))
+        == "target: column 2 'label', classification; 1 feature"
+    )
+
+
+def test_small_integers_with_other_names_are_not_pixels(file: Path) -> None:
+    rng = np.random.default_rng(0)
+    header = ",".join(f"feature_{chr(97 + i // 26)}{chr(97 + i % 26)}" for i in range(65))
+    rows = [",".join(map(str, row)) for row in rng.integers(0, 3, (40, 65))]
+    data = load(file, "\n".join([header, *rows]))
+    assert note(data) == "target: column 65 'feature_cm', classification; 64 features"
+    assert data.image_shape is None
+
+
+def test_labels_at_both_ends_of_pixels_without_header_are_asked_for(file: Path) -> None:
+    rng = np.random.default_rng(0)
+    rows = [",".join(map(str, [i % 3, *row, i % 4])) for i, row in enumerate(rng.integers(0, 256, (40, 63)))]
+    file.write_text("\n".join(rows))
+    assert "it is not clear which column is the target" in message(load_data, file)

@@ -102,7 +102,7 @@ def test_large_integers_are_rounded(file: Path) -> None:
 def test_columns_that_are_read_as_text(file: Path) -> None:
     for text, texts in (("code,n\n01,1\n02,2\n", {"code"}), ("01,1\n02,2\n", {"column 1"})):
         write(file, text)
-        assert read_table(file, texts=texts).columns[0].to_pylist() == ["01", "02"]
+        assert read_table(file, texts=lambda count, texts=texts: texts).columns[0].to_pylist() == ["01", "02"]
         assert read_table(file).floats(0).tolist() == [1, 2]
 
 
@@ -303,3 +303,29 @@ def test_faults_of_large_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> N
     monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
     write(file, "a,b\n" + "1,2.5\n" * 20 + "1.5\n" + "x,2\n")
     assert "line 22 has 1 columns, but the first row has 2" in message(read_table, file)
+
+
+def test_times_are_read_as_written(file: Path) -> None:
+    table = read_table(write(file, "time,date,n\n08:00,2024-01-31T10:00:00,1\n12:00,2024-02-01T10:00:00,2\n"))
+    assert contents(table)[1] == [["08:00", "12:00"], ["2024-01-31T10:00:00", "2024-02-01T10:00:00"], [1, 2]]
+
+
+@pytest.mark.parametrize("delimiter", ["\t", ";"])
+def test_a_comma_that_may_separate_thousands_is_an_error(file: Path, delimiter: str) -> None:
+    write(file, f"a{delimiter}b\n1,234{delimiter}1\n950{delimiter}2\n")
+    assert "column 'a' has numbers such as 1,234, whose comma may separate thousands or decimals" in message(read_table, file)
+    write(file, f"a{delimiter}b\n0,125{delimiter}1\n1,250{delimiter}2\n")
+    assert read_table(file).floats(0).tolist() == [0.125, 1.25]
+
+
+def test_a_row_that_is_longer_than_a_block(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("fastmlp.data.readers.table.BLOCK", 10)
+    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 10)
+    row = ",".join(["123456"] * 50)
+    assert read_table(write(file, f"{row}\n{row}\n")).rows == 2
+
+
+@pytest.mark.parametrize(("option", "value"), [("delimiter", ";"), ("header", True)])
+def test_options_of_text_are_refused_for_parquet(tmp_path: Path, option: str, value: Any) -> None:
+    path = parquet(tmp_path / "a.parquet", a=[1, 2], b=[3, 4])
+    assert f"{option} is for text files" in message_of(ConfigError, read_table, path, **{option: value})

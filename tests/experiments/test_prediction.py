@@ -48,7 +48,7 @@ def labels(model: Path, file: Path) -> list[str]:
 TABLES = {
     "features": "1,0\n-1,0\n",
     "header": "a,b\n1,0\n-1,0\n",
-    "label": "7,1,0\n3,-1,0\n",
+    "label": "7,1,0.5\n3,-1,0.5\n",
     "label and header": "label,a,b\n7,1,0\n3,-1,0\n",
     "label in words": "label,a,b\nhigh,1,0\nlow,-1,0\n",
     "quoted": '"1","0"\n"-1","0"\n',

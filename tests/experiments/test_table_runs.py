@@ -109,7 +109,7 @@ def test_unknown_texts_are_told(run: Path, tmp_path: Path) -> None:
     file = write(tmp_path / "new.csv", frame(3).assign(color="pink"))
     result = ok("predict", run, file)
     assert result.stderr.splitlines() == [
-        f"{file}: column 2 'color' has 3 values not in the training split, which are encoded as zeros: 'pink'"
+        f"{file}: 3 values of column 2 'color' do not occur in the training split and are encoded as zeros: 'pink'"
     ]
     assert len(result.stdout.splitlines()) == 3
 
@@ -177,10 +177,10 @@ def test_the_encoding_is_fitted_to_the_training_split(tmp_path: Path) -> None:
     ok("train", "--data", file, "--val-count", "24", "--test-count", "24", "--out", tmp_path / "run", *FAST)
     encoding = fastmlp.load(tmp_path / "run").encoding
     assert encoding is not None
-    assert encoding.names == ["size", "color=blue", "color=green", "color=red", "weight"]
+    assert encoding.feature_names == ["size", "color=blue", "color=green", "color=red", "weight"]
     everything = fastmlp.load_data(file).encoding
     assert everything is not None
-    assert "color=black" in everything.names
+    assert "color=black" in everything.feature_names
 
 
 def test_several_seeds(table: Path, tmp_path: Path) -> None:
@@ -218,17 +218,30 @@ def test_data_frames_are_matched_by_name(run: Path, tmp_path: Path) -> None:
 
 def test_unknown_categories_of_a_data_frame_are_told(run: Path) -> None:
     model = fastmlp.load(run, backend="numpy")
-    with pytest.warns(UserWarning, match="data frame: column 2 'color' has 3 values not in the training split"):
+    with pytest.warns(UserWarning, match="3 values of column [0-9] 'color' do not occur in the training split"):
         model.predict(frame(3).assign(color="pink"))
 
 
 def test_data_frames_that_cannot_be_converted(run: Path) -> None:
     model, new = fastmlp.load(run, backend="numpy"), frame(3)
-    model.predict(new.assign(other=[[1], [2], [3]]))  # a column that the model does not use
+    for other in ([[1], [2], [3]], [1, "a", 2.5]):  # a column that the model does not use
+        model.predict(new.assign(other=other))
     with pytest.raises(DataError, match="data frame: it cannot be converted to an Arrow table"):
         model.predict(new.assign(size=[1, "a", 2.5]))
     with pytest.raises(DataError, match=r"data frame: column 'size' has the type .*list"):
         model.predict(pl.from_pandas(new).with_columns(size=pl.Series([[1.0], [2.0], [3.0]])))
+
+
+def test_names_of_a_data_frame_may_have_spaces(run: Path) -> None:
+    model, new = fastmlp.load(run, backend="numpy"), frame(30, seed=1)
+    assert model.predict(new.rename(columns={"size": " size "})).tolist() == model.predict(new).tolist()
+
+
+def test_a_data_frame_for_a_table_without_names(tmp_path: Path) -> None:
+    frame().to_csv(tmp_path / "fruit.csv", index=False, header=False)
+    ok("train", "--data", tmp_path / "fruit.csv", "--target", "last", "--out", tmp_path / "run", *FAST)
+    with pytest.raises(DataError, match="data frame: the training table had no names of columns"):
+        fastmlp.load(tmp_path / "run", backend="numpy").predict(frame(3))
 
 
 def test_a_data_frame_with_missing_values(tmp_path: Path) -> None:

@@ -33,6 +33,7 @@ MISSING = frozenset(
     | {"<NA>", "N/A", "NA", "NULL", "NaN", "None", "n/a", "nan", "null"}
 )
 POINT_NUMBER = re.compile(r"[+-]?(\d+\.?\d*|\.\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE | re.ASCII)
+THOUSANDS = re.compile(r"[+-]?[1-9]\d{0,2}(,\d{3})+")  # 1,234 may be 1234 or 1.234
 COMMA_NUMBER = re.compile(r"[+-]?(\d+,?\d*|,\d+)([eE][+-]?\d+)?|[+-]?(inf|infinity)", re.IGNORECASE | re.ASCII)
 
 
@@ -230,7 +231,8 @@ def find_decimal(rows: list[list[str]], delimiter: str) -> str:
     if delimiter == ",":
         return "."
     cells = [cell.strip() for row in rows for cell in row]
-    comma = any("," in cell and COMMA_NUMBER.fullmatch(cell) for cell in cells)
+    commas = [cell for cell in cells if "," in cell and COMMA_NUMBER.fullmatch(cell)]
+    comma = any(not THOUSANDS.fullmatch(cell) for cell in commas)
     return "," if comma and not any("." in cell and POINT_NUMBER.fullmatch(cell) for cell in cells) else "."
 
 
@@ -240,12 +242,12 @@ def has_header(path: Path, rows: list[list[str]], dialect: Dialect, otherwise: b
     - A first row 0, 1, 2, …, as pandas writes for columns without names, is a header, see `are_column_numbers`.
     - A first row of numbers and missing values is data.
     - A first row of numbers and texts is data if each text recurs in its column.
-    - A first row of texts is a header if there is a column of numbers, or if no text recurs in its column.
+    - A first row of texts is a header if there is a column of numbers, or `otherwise`, or if no text recurs in its column.
 
     Parameters
     ----------
     rows : the first rows of the table
-    otherwise : result if it cannot be decided; None to raise an error
+    otherwise : whether there is a header if the first row does not show it; None if this is not known
 
     Raises
     ------
@@ -271,6 +273,8 @@ def has_header(path: Path, rows: list[list[str]], dialect: Dialect, otherwise: b
         )
     if any(column and all(map(dialect.is_number, column)) for column in columns):
         return True
+    if otherwise is not None:
+        return otherwise
     return not any(first[number] in columns[number] for number in texts)
 
 

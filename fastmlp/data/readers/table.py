@@ -8,8 +8,10 @@ Measurements: benchmarks/NOTES.md.
 
 from __future__ import annotations
 
+import itertools
 import json
-from collections.abc import Collection, Mapping, Sequence
+from collections import Counter
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -20,6 +22,7 @@ import numpy.typing as npt
 
 from fastmlp.data.readers.dialect import (
     MISSING,
+    THOUSANDS,
     UNKNOWN,
     Dialect,
     Expected,
@@ -28,7 +31,7 @@ from fastmlp.data.readers.dialect import (
     open_text,
     rows_of,
 )
-from fastmlp.errors import DataError
+from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import file_errors
 
 if TYPE_CHECKING:
@@ -38,6 +41,10 @@ TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PARQUET = b"PAR1"
 SMALL = 1 << 20  # bytes of a small file
+BLOCK = 1 << 20  # bytes that pyarrow reads at a time, its default
+
+
+TextColumns = Callable[[int], Collection[str]]
 
 
 @dataclass(frozen=True, eq=False)
@@ -69,7 +76,7 @@ class Table:
         return self.dialect is None or self.dialect.header
 
     @property
-    def labels(self) -> list[str]:
+    def column_names(self) -> list[str]:
         """Names of the columns, with "column N" for columns without a name."""
         return [name or f"column {index + 1}" for index, name in enumerate(self.names)]
 
@@ -157,15 +164,16 @@ def read_table(
     delimiter: str | None = None,
     header: bool | None = None,
     expected: Expected = UNKNOWN,
-    texts: Collection[str] = (),
+    texts: TextColumns = lambda count: (),
 ) -> Table:
     """Read a table of delimited text or a Parquet file.
 
     Parameters
     ----------
     path : file; its content decides whether it is Parquet, compressed text or text
-    delimiter, header, expected : see `dialect.find_dialect`; ignored for Parquet
-    texts : names of columns that are read as text in any case; "column N" for a file without header
+    delimiter, header, expected : see `dialect.find_dialect`
+    texts : function that returns the names of columns that are read as text in any case, for the number of columns; the names
+        are "column N" for a file without header
 
     Raises
     ------
@@ -184,20 +192,24 @@ def read_table(
     path = Path(path)
     with file_errors("read", path), path.open("rb") as stream:
         start = stream.read(len(PARQUET))
+    for name, value in (("delimiter", delimiter), ("header", header)):
+        if start == PARQUET and value is not None:
+            raise ConfigError(f"{name} is for text files, but {path} is a Parquet file; leave it out", settings=(name,))
     dialect = None if start == PARQUET else find_dialect(path, delimiter, header, expected)
     names, arrow = read_parquet(path) if dialect is None else read_text(path, dialect, texts)
+    text_columns = texts(len(names))
     if not arrow or not len(arrow[0]):
         raise DataError(f"{path}: the table has no rows of data")
-    columns = [plain(column, path, name, dialect, text=name in texts) for name, column in zip(names, arrow, strict=True)]
+    columns = [plain(column, path, name, dialect, text=name in text_columns) for name, column in zip(names, arrow, strict=True)]
     return Table(path, names, columns, dialect)
 
 
 def check_names(path: Path, names: Sequence[str]) -> list[str]:
     """Return the names of columns without spaces around them; raise DataError if a name occurs twice."""
     stripped = [name.strip() for name in names]
-    for name in stripped:
-        if name and stripped.count(name) > 1:
-            raise DataError(f"{path}: two columns have the name {name!r}; rename one of them")
+    (name, times), *_ = Counter(name for name in stripped if name).most_common(1) or [("", 0)]
+    if times > 1:
+        raise DataError(f"{path}: two columns have the name {name!r}; rename one of them")
     return stripped
 
 
@@ -223,12 +235,13 @@ def pandas_index(metadata: Mapping[bytes, bytes]) -> set[str]:
     return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
 
 
-def read_text(path: Path, dialect: Dialect, texts: Collection[str]) -> tuple[list[str], list[pa.ChunkedArray]]:
+def read_text(path: Path, dialect: Dialect, texts: TextColumns) -> tuple[list[str], list[pa.ChunkedArray]]:
     """Return the names and the columns of a text table; see `read_table` for `texts`."""
     _, first = next(rows_of(path, dialect))
     names = check_names(path, first if dialect.header else [f"column {index + 1}" for index in range(len(first))])
     arrow_names = first if dialect.header else [f"f{index}" for index in range(len(first))]
-    fixed = [arrow for name, arrow in zip(names, arrow_names, strict=True) if name in texts]
+    chosen = texts(len(names))
+    fixed = [arrow for name, arrow in zip(names, arrow_names, strict=True) if name in chosen]
     table = parse(path, dialect, fixed)
     if table.num_rows and "\n" in str(table.columns[-1][-1].as_py()):
         row_length_error(path, dialect)  # raises DataError if this is because a quotation mark is not closed
@@ -251,7 +264,11 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
     error: Exception | None = None
     for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
         try:
-            return read_csv(path, dialect, column_types)
+            table = read_csv(path, dialect, column_types)
+            temporal = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+            return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
+        except DataError:
+            raise
         except Exception as failed:
             error = failed
             if "conversion error" not in str(failed):  # not because of the types
@@ -274,10 +291,19 @@ def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_
     convert = csv.ConvertOptions(
         null_values=spaced, strings_can_be_null=True, decimal_point=dialect.decimal, column_types=dict(types)
     )
-    read = csv.ReadOptions(encoding=dialect.encoding.replace("-sig", ""), autogenerate_column_names=not dialect.header)
+    read = csv.ReadOptions(
+        encoding=dialect.encoding.replace("-sig", ""),
+        autogenerate_column_names=not dialect.header,
+        block_size=max(BLOCK, 4 * longest_row(path, dialect)),  # a block must contain a row
+    )
     options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
     with open_stream(path, dialect) as stream:
         return csv.read_csv(stream, read, options, convert)
+
+
+def longest_row(path: Path, dialect: Dialect) -> int:
+    """Return the number of characters of the longest of the first rows."""
+    return max(sum(map(len, row)) + len(row) for _, row in itertools.islice(rows_of(path, dialect), 3))
 
 
 def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
@@ -365,11 +391,14 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
             row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
         reason = f"has the type {kind}, which is neither numbers nor text; convert or drop it"
         raise DataError(f"{path}: column {name!r} {reason}") from error
-    return trimmed if text else numbers_if_possible(trimmed, dialect)
+    return trimmed if text else numbers_if_possible(trimmed, path, name, dialect)
 
 
-def numbers_if_possible(texts: pa.ChunkedArray, dialect: Dialect | None) -> pa.ChunkedArray:
-    """Return a column of text as numbers if all its texts are numbers that pyarrow did not recognize, such as +5 or 1,5."""
+def numbers_if_possible(texts: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | None) -> pa.ChunkedArray:
+    """Return a column of text as numbers if all its texts are numbers that pyarrow did not recognize, such as +5 or 1,5.
+
+    Raise DataError if it is not clear whether a comma separates thousands or decimals.
+    """
     import pyarrow as pa
 
     first = texts.drop_null().slice(0, 1).to_pylist()
@@ -381,5 +410,11 @@ def numbers_if_possible(texts: pa.ChunkedArray, dialect: Dialect | None) -> pa.C
     decimal = "," if dialect.delimiter != "," and not all(map(dialect.is_number, cells)) else dialect.decimal
     if not all(map(dialect._replace(decimal=decimal).is_number, cells)):
         return texts
+    commas = [cell for cell in cells if "," in cell]
+    if commas and all(map(THOUSANDS.fullmatch, commas)):
+        raise DataError(
+            f"{path}: column {name!r} has numbers such as {commas[0]}, whose comma may separate thousands or decimals; write "
+            "them without thousands separators, or with a decimal point"
+        )
     numbers = pa.array([float(cell.replace(decimal, ".")) for cell in cells], pa.float64())
     return pa.chunked_array([numbers.take(coded.indices)])

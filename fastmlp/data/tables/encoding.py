@@ -1,4 +1,4 @@
-"""Encoding of the features of a table as numbers: one-hot encoding of categories, and values that replace missing ones.
+"""Encoding of the features of a table as numbers: one-hot encoding of categories, and imputation of missing values.
 
 `fit_encoding` fits an encoding to the training split. It is stored in the model file, so that `encode` returns the features of
 any other table in the same order; the columns are matched by their names.
@@ -18,7 +18,7 @@ from fastmlp.data.readers.table import Table, as_floats
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError
 
-MISSING_VALUES = ("drop", "mean", "median")  # how missing values are handled, if they are not an error
+MISSING_STRATEGIES = ("drop", "mean", "median")  # how missing values are handled, if they are not an error
 MAX_CATEGORIES = 100  # distinct values of a column of text that is encoded one-hot
 MAX_INVALID = 0.1  # a column in which at most this fraction of the cells is not numeric is assumed to contain errors
 MAX_LISTED = 3  # names or values that a message lists
@@ -30,7 +30,7 @@ class Column(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     name : name of the column
     position : index of the column in the table that the encoding was fitted to
     categories : for text, the values in sorted order, each of which has a feature that is 1 or 0; None for numbers
-    fill_value : number that replaces missing values; None if they are an error
+    fill_value : number with which missing values are imputed; None if they are an error
     """
 
     name: str
@@ -51,7 +51,7 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     target : name of the target; empty if it is not known
     header : whether the columns have names; otherwise they are matched by their positions
     n_columns : number of columns of the table that the encoding was fitted to
-    missing : one of `MISSING_VALUES`, or None if missing values are an error
+    missing : one of `MISSING_STRATEGIES`, or None if missing values are an error
     delimiter : delimiter of the text file that the encoding was fitted to; empty for other sources
     text_target : whether the target is text
     pixels : whether the features are the pixels of gray images, whose order is fixed
@@ -67,12 +67,12 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     pixels: bool = False
 
     @property
-    def features(self) -> int:
+    def n_features(self) -> int:
         """Number of features."""
         return sum(column.width for column in self.columns)
 
     @property
-    def names(self) -> list[str]:
+    def feature_names(self) -> list[str]:
         """Names of the features; those of categories are the name of the column, "=" and the category."""
         return [
             name
@@ -80,9 +80,10 @@ class TableEncoding(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
             for name in ([column.name] if column.categories is None else [f"{column.name}={one}" for one in column.categories])
         ]
 
-    @property
-    def texts(self) -> frozenset[str]:
-        """Names of the columns that contain text."""
+    def text_columns(self, count: int) -> frozenset[str]:
+        """Return the names of the columns that contain text in a table with a number of columns, see `read_table`."""
+        if not self.header and count == len(self.columns):  # the features alone
+            return frozenset(f"column {n}" for n, column in enumerate(self.columns, 1) if column.categories is not None)
         names = {column.name for column in self.columns if column.categories is not None}
         return frozenset(names | ({self.target} if self.text_target else set()))
 
@@ -115,7 +116,7 @@ class Encoded(NamedTuple):
     """Encoded rows of a table.
 
     x : (n, features) float; incomplete rows are zero
-    incomplete : (n,) bool, where a row has missing values and the encoding does not replace them
+    incomplete : (n,) bool, where a row has missing values that are not imputed
     notes : messages about columns that are ignored, and about categories that are not in the encoding
     """
 
@@ -144,10 +145,10 @@ def fit_encoding(
             categories = tuple(sorted(table.columns[index].take(rows).unique().drop_null().to_pylist()))
         elif options.missing in ("mean", "median"):
             fill_value = mean_or_median(table.floats(index)[rows], options.missing)
-        columns.append(Column(table.labels[index], index, categories, fill_value))
+        columns.append(Column(table.column_names[index], index, categories, fill_value))
     return TableEncoding(
         tuple(columns),
-        table.labels[target],
+        table.column_names[target],
         table.header,
         len(table.columns),
         options.missing,
@@ -157,8 +158,8 @@ def fit_encoding(
 
 
 def mean_or_median(values: npt.NDArray[np.float64], kind: str) -> float:
-    """Return the mean or the median of values without NaN; 0 if there are none."""
-    values = values[~np.isnan(values)]
+    """Return the mean or the median of the finite values; 0 if there are none."""
+    values = values[np.isfinite(values)]
     if not len(values):
         return 0.0
     return float(values.mean() if kind == "mean" else np.median(values))
@@ -176,8 +177,11 @@ def check_categories(table: Table, index: int) -> None:
         )
 
 
-def check_numeric(table: Table, index: int) -> None:
-    """Raise DataError if most cells of a column of text are numbers, so that the other cells are probably errors."""
+def check_numeric(table: Table, index: int, target: str = "") -> None:
+    """Raise DataError if most cells of a column of text are numbers, so that the other cells are probably errors.
+
+    target : see `not_numeric_cell`
+    """
     import pyarrow as pa
     from pyarrow import compute
 
@@ -188,15 +192,20 @@ def check_numeric(table: Table, index: int) -> None:
     others = pa.array([cell for cell in distinct if not looks_numeric(cell)], pa.string())
     count = int(compute.sum(compute.is_in(cells, others)).as_py() or 0)
     if count <= MAX_INVALID * len(cells):
-        raise not_numeric_cell(table, index)
+        raise not_numeric_cell(table, index, target)
 
 
-def not_numeric_cell(table: Table, index: int) -> DataError:
-    """Return the error for the first cell of a column of text that is not a number."""
+def not_numeric_cell(table: Table, index: int, target: str = "") -> DataError:
+    """Return the error for the first cell of a column of text that is not a number.
+
+    target : remedy if the column is the target
+    """
     row = table.first_row(index, [cell for cell in table.distinct(index) if not table.is_number(cell)])
     cell = table.columns[index][row].as_py()
-    remedy = "correct it, remove the row, or drop the column"
-    return DataError(f"{table.location(row, index)}: {cell!r} is not a number; {remedy}", settings=("drop",))
+    remedy = target or "correct it, remove the row, or drop the column"
+    return DataError(
+        f"{table.location(row, index)}: {cell!r} is not a number; {remedy}", settings=("task",) if target else ("drop",)
+    )
 
 
 def encode(
@@ -227,7 +236,7 @@ def encode(
         for index in indices:
             if table.missing_counts[index]:
                 incomplete |= table.missing(index)
-    x = np.zeros((table.rows, encoding.features), dtype)
+    x = np.zeros((table.rows, encoding.n_features), dtype)
     numeric: list[tuple[int, int, Column]] = []
     start = 0
     for index, column in zip(indices, encoding.columns, strict=True):
@@ -248,7 +257,7 @@ def check_complete(table: Table, indices: Sequence[int], encoding: TableEncoding
         return
     counts = listing([f"{table.describe(index)} has {count}" for index, count in found])
     row = table.location(int(np.argmax(table.missing(found[0][0])))).rpartition(": ")[2]
-    choices = f"{', '.join(MISSING_VALUES[:-1])} or {MISSING_VALUES[-1]}"
+    choices = f"{', '.join(MISSING_STRATEGIES[:-1])} or {MISSING_STRATEGIES[-1]}"
     if fitted:
         remedy = f"set missing to {choices}, or drop columns"
     else:
@@ -330,8 +339,10 @@ def one_hot(table: Table, index: int, categories: Sequence[str], out: npt.NDArra
     if not len(unknown):
         return []
     shown = listing([*map(repr, unknown.unique().to_pylist())])
-    count = f"{len(unknown)} value{'s'[: len(unknown) != 1]}"
-    return [f"{table.describe(index)} has {count} not in the training split, which are encoded as zeros: {shown}"]
+    one = len(unknown) == 1
+    values = "1 value" if one else f"{len(unknown)} values"
+    verbs = "does not occur in the training split and is" if one else "do not occur in the training split and are"
+    return [f"{values} of {table.describe(index)} {verbs} encoded as zeros: {shown}"]
 
 
 def match_columns(table: Table, encoding: TableEncoding) -> tuple[list[int], list[str]]:
@@ -359,7 +370,7 @@ def match_columns(table: Table, encoding: TableEncoding) -> tuple[list[int], lis
         raise DataError(
             f"{table.path}: the file has no header, but the model's columns have names; add a header such as {names}"
         )
-    names_in_table = table.labels
+    names_in_table = table.column_names
     if lacking := [column.name for column in encoding.columns if column.name not in names_in_table]:
         raise DataError(f"{table.path}: missing columns that the model needs: {listing([*map(repr, lacking)])}")
     used = {column.name for column in encoding.columns} | {encoding.target}
@@ -370,5 +381,5 @@ def match_columns(table: Table, encoding: TableEncoding) -> tuple[list[int], lis
 
 def check_missing(missing: str | None) -> None:
     """Raise ConfigError for an unknown way to handle missing values."""
-    if missing is not None and missing not in MISSING_VALUES:
-        raise ConfigError(f"missing must be one of {', '.join(MISSING_VALUES)}, not {missing!r}", settings=("missing",))
+    if missing is not None and missing not in MISSING_STRATEGIES:
+        raise ConfigError(f"missing must be one of {', '.join(MISSING_STRATEGIES)}, not {missing!r}", settings=("missing",))

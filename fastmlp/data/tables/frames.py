@@ -10,7 +10,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.readers.table import Table, plain
-from fastmlp.data.tables.encoding import Column, TableEncoding, encode
+from fastmlp.data.tables.encoding import Column, TableEncoding, encode, listing
 from fastmlp.errors import DataError
 
 NAME = Path("data frame")  # stands for the file in error messages
@@ -43,18 +43,20 @@ def encode_frame(frame: Any, encoding: TableEncoding, dtype: npt.DTypeLike = np.
     """
     import pyarrow as pa
 
+    if not encoding.header:
+        raise DataError(f"{NAME}: the training table had no names of columns; pass an array with the same columns")
+    needed = {column.name for column in encoding.columns}
+    names = {str(name).strip(): name for name in frame.columns if str(name).strip() in needed}
+    if lacking := sorted(needed - names.keys()):
+        raise DataError(f"{NAME}: missing columns that the model needs: {listing([*map(repr, lacking)])}")
     try:
-        arrow = pa.table(frame)
+        arrow = pa.table(frame[list(names.values())])
     except (pa.ArrowException, ValueError, TypeError) as error:
         reason = " ".join(str(error).split())
         raise DataError(f"{NAME}: it cannot be converted to an Arrow table ({reason}); convert its columns first") from error
-    names = arrow.column_names
-    needed = {column.name for column in encoding.columns}
-    chosen = [index for index, name in enumerate(names) if name in needed]  # the others may have any type
-    columns = [plain(arrow.column(index), NAME, names[index], None, text=names[index] in encoding.texts) for index in chosen]
-    if not columns:
-        columns = [pa.chunked_array([pa.nulls(len(arrow), pa.float64())])]
-    table = Table(NAME, [names[index] for index in chosen] or [""], columns, None)
+    texts = encoding.text_columns(len(names))
+    columns = [plain(arrow[str(name)], NAME, key, None, text=key in texts) for key, name in names.items()]
+    table = Table(NAME, [*names], columns, None)
     found = encode(table, encoding, dtype=dtype)
     for note in found.notes:
         warnings.warn(f"{NAME}: {note}", UserWarning, stacklevel=3)

@@ -26,14 +26,15 @@ from fastmlp.data.tables.encoding import (
     not_numeric_cell,
 )
 from fastmlp.data.tables.target import (
-    PIXEL_NAME,
     Roles,
     TableOptions,
+    are_pixels,
     find_column,
     find_label_of_pixels,
     find_roles,
+    find_target,
+    find_target_at_end,
     find_weight,
-    has_bytes,
     is_pixel_count,
 )
 from fastmlp.errors import DataError
@@ -72,7 +73,7 @@ def load_table(
         table = read_table(path, options.delimiter, options.header)
         roles = find_roles(table, options)
     else:
-        table = read_table(path, options.delimiter, options.header, encoding.expected, encoding.texts)
+        table = read_table(path, options.delimiter, options.header, encoding.expected, encoding.text_columns)
         roles = known_roles(table, options, encoding)
     table, notes = drop_incomplete(table, roles, options.missing if encoding is None else encoding.missing)
     y, classes = target_of(table, roles, options.task)
@@ -90,7 +91,7 @@ def load_table(
         as_bytes(found.x) if encoding.pixels else found.x,
         y,
         classes,
-        (math.isqrt(encoding.features),) * 2 + (1,) if encoding.pixels else None,
+        (math.isqrt(encoding.n_features),) * 2 + (1,) if encoding.pixels else None,
         locations=dict.fromkeys(("x", "y", "weight"), rows_location(table)),
         weight=None if roles.weight is None else weights_of(table, roles.weight),
         encoding=encoding,
@@ -124,8 +125,12 @@ def known_roles(table: Table, options: TableOptions, encoding: TableEncoding) ->
     weight = find_weight(table, options.weight)
     task = options.task or "classification"
     given = options.target or (encoding.target if table.header == encoding.header else "")
-    target = find_column(table, given, "target") if given else find_roles(table, options).target
-    return Roles(target, weight, (), task, ())
+    if given:
+        return Roles(find_column(table, given, "target"), weight, (), task, ())
+    features = {column.name for column in encoding.columns}
+    others = [index for index, name in enumerate(table.column_names) if name not in features and index != weight]
+    target = others[0] if len(others) == 1 else find_target(table, others)
+    return Roles(target, weight, (), task, (f"target: {table.describe(target)}, {task}",))
 
 
 def drop_incomplete(table: Table, roles: Roles, missing: str | None) -> tuple[Table, list[str]]:
@@ -146,7 +151,7 @@ def drop_incomplete(table: Table, roles: Roles, missing: str | None) -> tuple[Ta
             settings=("missing",) if roles.features else (),
         )
     if missing == "drop":
-        for index in roles.features:
+        for index in (*roles.features, *([] if roles.weight is None else [roles.weight])):
             wrong |= table.missing(index)
     kept = np.flatnonzero(~wrong)
     check_rows_left(table, len(kept))
@@ -185,9 +190,9 @@ def target_of(table: Table, roles: Roles, task: str | None) -> tuple[npt.NDArray
     index = roles.target
     if table.is_text(index):
         if roles.task == "regression":
-            raise not_numeric_cell(table, index)
+            raise not_numeric_cell(table, index, "correct it, or use another target or task 'classification'")
         if task is None:
-            check_numeric(table, index)
+            check_numeric(table, index, "correct it, or set task to 'classification'")
         return class_numbers(table.columns[index])
     values = table.floats(index)
     if roles.task == "regression":
@@ -225,24 +230,12 @@ def weights_of(table: Table, index: int) -> npt.NDArray[np.float64]:
     good = (values > 0) & np.isfinite(values)
     if not good.all():
         row = int(np.argmin(good))
+        value = "missing" if np.isnan(values[row]) else f"{values[row]:g}"
         raise DataError(
-            f"{table.location(row, index)}: the sample weight is {values[row]:g}; all weights must be positive and finite",
+            f"{table.location(row, index)}: the sample weight is {value}; all weights must be positive and finite",
             settings=("weight",),
         )
     return values
-
-
-def are_pixels(table: Table, features: Sequence[int]) -> bool:
-    """Return whether columns are the pixels of square gray images: integers from 0 to 255 in at least 8x8 columns, or with the
-    names pixel0, pixel1, ….
-    """
-    side = math.isqrt(len(features))
-    if side * side != len(features) or any(table.missing_counts[index] for index in features):
-        return False
-    names = [PIXEL_NAME.fullmatch(table.names[index]) for index in features]
-    numbers = [int(name[1]) for name in names if name is not None]
-    named = table.header and len(numbers) == len(names) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
-    return (named or is_pixel_count(len(features))) and all(has_bytes(table, index) for index in features)
 
 
 def as_bytes(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
@@ -261,19 +254,21 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
     features : for a model without an encoding, the number of columns of features, all of which must be numbers
     """
     if encoding is not None:
-        found = encode(read_table(path, None, None, encoding.expected, encoding.texts), encoding)
+        found = encode(read_table(path, None, None, encoding.expected, encoding.text_columns), encoding)
         return found._replace(x=as_bytes(found.x)) if encoding.pixels else found
     table = read_table(path, None, None, Expected(delimiter="," if features == 1 else ""))
     every = range(len(table.columns))
     chosen: Sequence[int] = every
     if table.header and len(every) > features:
         chosen = find_roles(table, TableOptions()).features
-    elif len(every) == features + 1:  # without names, the label is a column of text at the end, or the first column
-        chosen = every[:-1] if table.is_text(every[-1]) or find_label_of_pixels(table, every) == every[-1] else every[1:]
+    elif len(every) == features + 1:
+        label = find_label_of_pixels(table, every)
+        label = find_target_at_end(table, every) if label is None else label
+        chosen = [index for index in every if index != label]
     if len(chosen) != features:
         raise DataError(
             f"{path}: {len(every)} columns, but the model takes {features} features, or {features + 1} columns with a label"
         )
-    columns = tuple(Column(table.labels[index], index) for index in chosen)
+    columns = tuple(Column(table.column_names[index], index) for index in chosen)
     found = encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
     return found._replace(x=as_bytes(found.x)) if is_pixel_count(features) else found

@@ -22,6 +22,7 @@ OTHER_NAMES = ("species", "survived", "quality")  # if there is none, a column w
 MAX_LABELS = 100  # distinct integers in the first or last column of a table without a header that may be labels
 MAX_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct values cannot be the target
 MIN_PIXELS = 64
+MANY_PIXELS = 784  # columns of bytes that are taken for pixels whatever their names are
 MIN_INDEX_ROWS = 10  # rows from which a first column 0, 1, 2, … may be an index
 PIXEL_NAME = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
 PIXEL = re.compile(r"(pixel|px|p|x)?[_ ]?\d+([x_]\d+)?", re.IGNORECASE)  # also 1x1 or 17
@@ -74,14 +75,17 @@ def find_roles(table: Table, options: TableOptions) -> Roles:
     weight = find_weight(table, options.weight)
     candidates = [index for index in range(len(table.columns)) if index not in (*dropped, weight)]
     row_index = find_index(table, candidates)
+    unnamed = row_index is not None and (not table.header or INDEX.fullmatch(table.names[row_index]) is not None)
+    possible = [index for index in candidates if not (unnamed and index == row_index)]
     if options.target is not None:
-        target = find_column(table, options.target, "target", candidates)
+        target = find_column(table, options.target, "target", possible)
         for other, used in (("drop", target in dropped), ("weight", target == weight)):
             if used:
                 raise ConfigError(f"target and {other} are the same column, {options.target}", settings=("target", other))
     else:
-        target = find_target(table, [index for index in candidates if index != row_index])
-    if row_index is not None and target != row_index and is_index(table, row_index, target, candidates):
+        target = find_target(table, possible)
+    before_label = row_index is not None and candidates[1:2] == [target] and is_label(table, target, options)
+    if row_index is not None and target != row_index and len(candidates) > 2 and (unnamed or before_label):
         candidates.remove(row_index)
         notes.append(f"ignored: {table.describe(row_index)} (row index)")
     features = tuple(index for index in candidates if index != target)
@@ -143,10 +147,9 @@ def find_index(table: Table, candidates: Sequence[int]) -> int | None:
     return 0 if np.array_equal(table.floats(0), np.arange(table.rows)) else None
 
 
-def is_index(table: Table, row_index: int, target: int, candidates: Sequence[int]) -> bool:
-    """Return whether the column of `find_index` is an index: it has no name, or the target is the next column."""
-    unnamed = not table.header or INDEX.fullmatch(table.names[row_index]) is not None
-    return unnamed or target == candidates[1]
+def is_label(table: Table, target: int, options: TableOptions) -> bool:
+    """Return whether the target has class labels."""
+    return (options.task or find_task(table, target, ())) == "classification"
 
 
 def find_target(table: Table, candidates: Sequence[int]) -> int:
@@ -180,10 +183,7 @@ def find_target_at_end(table: Table, candidates: Sequence[int]) -> int:
     labels = [index for index in ends if not texts and has_integers(table, index, MAX_LABELS)]
     if len(labels) == 1:
         return labels[0]
-    raise DataError(
-        f"{table.path}: no header, and it is not clear which column is the target; set target to its number, first or last",
-        settings=("target",),
-    )
+    raise unclear(table)
 
 
 def has_integers(table: Table, index: int, most: int) -> bool:
@@ -203,17 +203,37 @@ def find_label_of_pixels(table: Table, candidates: Sequence[int]) -> int | None:
     """Return the index of the label of a table of pixels, which is the first or the last column; None for other tables.
 
     The other columns must contain integers from 0 to 255, and their number must be that of the pixels of a square image. If
-    both ends qualify, the column without the name of a pixel is chosen; otherwise the first one whose values are consecutive
-    integers.
+    there is a header, their names must be those of pixels, such as pixel0 or 1x1, unless there are at least 784 of them.
+
+    Raises
+    ------
+    DataError : there is no header, and both the first and the last column may be the label
     """
     if not is_pixel_count(len(candidates) - 1) or not all(has_bytes(table, index) for index in candidates[1:-1]):
         return None
     ends = [candidates[0], candidates[-1]]
-    named = [index for index in ends if not PIXEL.fullmatch(table.names[index])]
-    if table.header and len(named) == 1:
-        return named[0]
+    if table.header:
+        if not (are_pixel_names(table, candidates[1:-1]) or len(candidates) > MANY_PIXELS):
+            return None
+        named = [index for index in ends if not PIXEL.fullmatch(table.names[index])]
+        return named[0] if len(named) == 1 else None
     possible = [index for index in ends if table.is_text(index) or are_class_numbers(distinct(table, index))]
+    if len(possible) > 1:
+        raise unclear(table)
     return possible[0] if possible else None
+
+
+def are_pixel_names(table: Table, indices: Sequence[int]) -> bool:
+    """Return whether the names of columns are those of pixels."""
+    return all(PIXEL.fullmatch(table.names[index]) for index in indices)
+
+
+def unclear(table: Table) -> DataError:
+    """Return the error for a table without header whose target cannot be determined."""
+    return DataError(
+        f"{table.path}: no header, and it is not clear which column is the target; set target to its number, first or last",
+        settings=("target",),
+    )
 
 
 def is_pixel_count(count: int) -> bool:
@@ -257,12 +277,28 @@ def find_task(table: Table, target: int, features: Sequence[int]) -> str:
         count = len(table.distinct(target))
         if count > MAX_TEXT_CLASSES and count > table.rows / 2:
             raise DataError(
-                f"{table.path}: {table.describe(target)} was taken as the target, but its {count} distinct texts in "
-                f"{table.rows} rows are too many for class labels; set target",
+                f"{table.path}: the target, {table.describe(target)}, has {count} distinct values in {table.rows} rows, too "
+                "many for class labels; set another target",
                 settings=("target",),
             )
         return "classification"
-    images = is_pixel_count(len(features)) and all(has_bytes(table, index) for index in features)
+    images = are_pixels(table, features)
     if str(table.columns[target].type) == "bool" or (images and has_integers(table, target, table.rows)):
         return "classification"
     return "classification" if has_integers(table, target, MOST_WHOLE_CLASSES) else "regression"
+
+
+def are_pixels(table: Table, features: Sequence[int]) -> bool:
+    """Return whether columns are the pixels of square grayscale images.
+
+    They are if they are integers from 0 to 255 and there are at least 8x8 of them, without a header or with the names of
+    pixels, or at least 784. Columns with the names pixel0, pixel1, … are pixels for any number that is a square.
+    """
+    side = math.isqrt(len(features))
+    if not features or side * side != len(features) or any(table.missing_counts[index] for index in features):
+        return False
+    names = [PIXEL_NAME.fullmatch(table.names[index]) for index in features]
+    numbers = [int(name[1]) for name in names if name is not None]
+    named = table.header and len(numbers) == len(names) and numbers in ([*range(len(names))], [*range(1, len(names) + 1)])
+    likely = not table.header or are_pixel_names(table, features) or len(features) >= MANY_PIXELS
+    return (named or (likely and len(features) >= MIN_PIXELS)) and all(has_bytes(table, index) for index in features)

@@ -15,7 +15,7 @@ import tomli_w
 
 from fastmlp.data.dataset import TASKS
 from fastmlp.data.named import DATASETS
-from fastmlp.data.tables.encoding import MISSING_VALUES
+from fastmlp.data.tables.encoding import MISSING_STRATEGIES
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.engines import CHOICES
 from fastmlp.engines.base import PRECISIONS
@@ -174,7 +174,7 @@ class TrainConfig(DataSettings):
         "Columns of a table to exclude from the features.",
     )
     missing: str | None = data_setting(
-        one_of("missing", MISSING_VALUES),
+        one_of("missing", MISSING_STRATEGIES),
         None,
         "Missing values of a table: drop their rows, or replace them with the mean or median [default: an error].",
     )
