@@ -55,7 +55,8 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     drop : for tables, names or numbers of columns to exclude from the features
     missing : for tables, how missing values are handled: "drop" drops their rows, and "mean" and "median" impute them in
         columns of numbers; with None, they are an error
-    delimiter : for tables, the character between two cells, or "tab", "comma", "semicolon", "space" or "pipe"; None to detect it
+    delimiter : for tables, the character between two cells, or "tab", "comma", "semicolon", "space" or "pipe"; None to detect
+        it
     header : for tables, whether the first row contains the names of the columns; None to detect it
     skip_bad : whether unreadable files of an image folder are left out
     progress : whether to show a progress bar on stderr while downloading

@@ -292,7 +292,7 @@ def test_types_of_large_files_do_not_depend_on_their_start(
     text, types = LARGE[kind]
     write(file, text.encode(encoding))
     small = read_table(file)
-    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
+    monkeypatch.setattr("fastmlp.data.readers.delimited.SMALL", 40)
     large = read_table(file)
     assert [str(column.type) for column in large.columns] == types
     assert [str(column.type) for column in small.columns] == types
@@ -300,7 +300,7 @@ def test_types_of_large_files_do_not_depend_on_their_start(
 
 
 def test_faults_of_large_files(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 40)
+    monkeypatch.setattr("fastmlp.data.readers.delimited.SMALL", 40)
     write(file, "a,b\n" + "1,2.5\n" * 20 + "1.5\n" + "x,2\n")
     assert "line 22 has 1 columns, but the first row has 2" in message(read_table, file)
 
@@ -319,8 +319,8 @@ def test_a_comma_that_may_separate_thousands_is_an_error(file: Path, delimiter: 
 
 
 def test_a_row_that_is_longer_than_a_block(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fastmlp.data.readers.table.BLOCK", 10)
-    monkeypatch.setattr("fastmlp.data.readers.table.SMALL", 10)
+    monkeypatch.setattr("fastmlp.data.readers.delimited.BLOCK", 10)
+    monkeypatch.setattr("fastmlp.data.readers.delimited.SMALL", 10)
     row = ",".join(["123456"] * 50)
     assert read_table(write(file, f"{row}\n{row}\n")).rows == 2
 

@@ -1,0 +1,130 @@
+"""Parsing of delimited text with pyarrow, and the line numbers of its errors."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from fastmlp.data.readers.dialect import MISSING, Dialect, open_text, rows_of
+from fastmlp.errors import DataError
+
+if TYPE_CHECKING:
+    import pyarrow as pa
+
+SMALL = 1 << 20  # bytes of a small file
+BLOCK = 1 << 20  # bytes that pyarrow reads at a time, its default
+
+
+def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
+    """Return a text table as an Arrow table; raise DataError with the line of the first error.
+
+    If pyarrow has to infer the types of the columns, it keeps the text of the whole file in memory. Therefore, the types are
+    inferred from the start of the file. If they do not fit the rest, integers become float64; then all types are inferred.
+
+    texts : names of the columns that are read as text
+    """
+    import pyarrow as pa
+
+    fixed = dict.fromkeys(texts, pa.string())
+    types = sample_types(path, dialect) | fixed
+    wider = {name: pa.float64() if kind == pa.int64() else kind for name, kind in types.items()}
+    error: Exception | None = None
+    for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
+        try:
+            table = read_csv(path, dialect, column_types)
+            temporal = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+            return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
+        except DataError:
+            raise
+        except Exception as failed:
+            error = failed
+            if "conversion error" not in str(failed):  # not because of the types
+                break
+    try:  # cells with line breaks are read more slowly, and are rare
+        return read_csv(path, dialect, fixed, several_lines=True)
+    except Exception:
+        raise DataError(row_length_error(path, dialect) or f"{path}: {short(error)}") from error
+
+
+def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_lines: bool = False) -> pa.Table:
+    """Call pyarrow's reader.
+
+    types : types of columns by name; those of other columns are inferred
+    several_lines : whether quoted cells may have line breaks
+    """
+    from pyarrow import csv
+
+    spaced = [text for name in MISSING for text in (name, f" {name}")]
+    convert = csv.ConvertOptions(
+        null_values=spaced, strings_can_be_null=True, decimal_point=dialect.decimal, column_types=dict(types)
+    )
+    read = csv.ReadOptions(
+        encoding=dialect.encoding.replace("-sig", ""),
+        autogenerate_column_names=not dialect.header,
+        block_size=max(BLOCK, 4 * longest_row(path, dialect)),  # a block must contain a row
+    )
+    options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
+    with open_stream(path, dialect) as stream:
+        return csv.read_csv(stream, read, options, convert)
+
+
+def longest_row(path: Path, dialect: Dialect) -> int:
+    """Return the number of characters of the longest of the first rows."""
+    return max(sum(map(len, row)) + len(row) for _, row in itertools.islice(rows_of(path, dialect), 3))
+
+
+def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
+    """Return the types of the columns at the start of a large file by name; empty for a small file.
+
+    Columns that have only missing values there are left out. Dates are text.
+    """
+    import pyarrow as pa
+    from pyarrow import csv
+
+    if path.stat().st_size < SMALL:
+        return {}
+    with open_text(path, dialect) as stream:
+        text = stream.read(SMALL)
+    text = text[: text.rfind("\n") + 1]
+    read = csv.ReadOptions(autogenerate_column_names=not dialect.header)
+    convert = csv.ConvertOptions(null_values=[*MISSING], strings_can_be_null=True, decimal_point=dialect.decimal)
+    try:
+        table = csv.read_csv(pa.BufferReader(text.encode()), read, csv.ParseOptions(delimiter=dialect.delimiter), convert)
+    except Exception:  # the whole file has the same error, or a cell with a line break
+        return {}
+    types = dict(zip(table.column_names, table.schema.types, strict=True))
+    known = (pa.int64(), pa.float64(), pa.bool_())
+    return {name: kind if kind in known else pa.string() for name, kind in types.items() if kind != pa.null()}
+
+
+def open_stream(path: Path, dialect: Dialect) -> Any:
+    """Open a file for pyarrow. A small file is read with a line break at its end, which pyarrow needs if there is one row."""
+    import pyarrow as pa
+
+    if path.stat().st_size < SMALL and not dialect.gzipped and dialect.encoding.startswith("utf-8"):
+        return pa.BufferReader(path.read_bytes().rstrip(b"\r\n") + b"\n")
+    return pa.input_stream(str(path), compression="gzip" if dialect.gzipped else None)
+
+
+def row_length_error(path: Path, dialect: Dialect) -> str:
+    """Return a message about the first row with a different number of cells than the first row; "" if there is none.
+
+    Raise DataError if a quotation mark is not closed, or if the file cannot be decoded.
+    """
+    first = 0
+    for line, row in rows_of(path, dialect):
+        first = first or len(row)
+        if len(row) == 1 and not row[0].strip():
+            return f"{path}: line {line} contains only spaces; remove it"
+        if len(row) != first:
+            return (
+                f"{path}: line {line} has {len(row)} columns, but the first row has {first}; correct the line or the delimiter"
+            )
+    return ""
+
+
+def short(error: Exception | None) -> str:
+    """Return the message of an error of pyarrow as one short line."""
+    return (str(error).splitlines() or [type(error).__name__])[0][:200]
