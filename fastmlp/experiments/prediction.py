@@ -147,7 +147,7 @@ def read_table(file: Path, model: Model, features: int, say: Say) -> tuple[npt.N
     for note in found.notes:
         say(f"{file}: {note}")
     if count := int(found.incomplete.sum()):
-        say(f"{file}: {count} row{'s'[: count != 1]} with missing values cannot be predicted; the label is empty")
+        say(f"{file}: {count} row{'s'[: count != 1]} with missing values cannot be predicted")
     return found.x, found.incomplete
 
 

@@ -125,6 +125,8 @@ def known_roles(table: Table, options: TableOptions, encoding: TableEncoding) ->
     weight = find_weight(table, options.weight)
     task = options.task or "classification"
     given = options.target or (encoding.target if table.header == encoding.header else "")
+    if given == encoding.target and table.header and given and given not in table.names:
+        raise DataError(f"{table.path}: no column {given!r}, which is the target that an evaluation needs; add it")
     if given:
         return Roles(find_column(table, given, "target"), weight, (), task, ())
     features = {column.name for column in encoding.columns}
