@@ -203,6 +203,8 @@ def extract_run(
         writing it
     """
     job = plan(config, tools, follows=follows, progress=not quiet)
+    for note in job.images.notes:
+        say(note)
     with ExitStack() as stack:
         # Features in memory need no lock: runs with the same key write the same checkpoints, and each write is atomic.
         if job.out is not None:
