@@ -9,6 +9,7 @@ import click
 from fastmlp.commands.common.console import given_flags, resolved, say, show, show_json
 from fastmlp.commands.common.options import Command, common_options
 from fastmlp.errors import ConfigError
+from fastmlp.reports.tables import STYLES
 
 JSON = "json"
 
@@ -32,7 +33,7 @@ JSON = "json"
 @click.option(
     "--format",
     "style",
-    type=click.Choice(["text", "markdown", "latex", "csv", JSON]),
+    type=click.Choice([*STYLES, JSON]),
     envvar="FASTMLP_FORMAT",
     help="Format of the tables [default: text]; json is the same as --json.",
 )

@@ -7,9 +7,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.data import load_text as load
 from support.data import message as message_of
 
-from fastmlp.data.dataset import Dataset
 from fastmlp.data.load import Source, load_data, load_source
 from fastmlp.data.tables.encoding import Column, TableEncoding
 from fastmlp.data.tables.load import load_features
@@ -24,11 +24,6 @@ GAPS = "size,color,label\n1,red,a\n?,blue,b\n3,,a\n8,red,a\n"
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "a.csv"
-
-
-def load(file: Path, text: str, **options: object) -> Dataset:
-    file.write_text(text)
-    return load_data(file, **options)  # type: ignore[arg-type]
 
 
 def encoding_of(file: Path, text: str, **options: object) -> TableEncoding:

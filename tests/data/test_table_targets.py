@@ -7,6 +7,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from support.data import load_text as load
 from support.data import message as message_of
 
 from fastmlp.data.dataset import Dataset
@@ -19,11 +20,6 @@ message = partial(message_of, DataError)
 @pytest.fixture
 def file(tmp_path: Path) -> Path:
     return tmp_path / "a.csv"
-
-
-def load(file: Path, text: str, **options: object) -> Dataset:
-    file.write_text(text)
-    return load_data(file, **options)  # type: ignore[arg-type]
 
 
 def note(data: Dataset) -> str:

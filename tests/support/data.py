@@ -1,11 +1,16 @@
-"""Helpers of the data tests: error messages and IDX files."""
+"""Helpers of the data tests: error messages, tables and IDX files."""
 
 from __future__ import annotations
 
 import struct
+from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
+
+from fastmlp.data.dataset import Dataset
+from fastmlp.data.load import load_data
 
 
 def message(error, call, *arguments, **settings) -> str:
@@ -15,6 +20,12 @@ def message(error, call, *arguments, **settings) -> str:
     text = str(caught.value)
     assert "\n" not in text
     return text
+
+
+def load_text(file: Path, text: str, **options: Any) -> Dataset:
+    """Write a table to a file, and load it."""
+    file.write_text(text)
+    return load_data(file, **options)
 
 
 IDX_CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}

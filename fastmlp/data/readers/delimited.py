@@ -27,31 +27,32 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
     """
     import pyarrow as pa
 
+    block = max(BLOCK, 4 * longest_row(path, dialect))  # bytes; a block must contain a row
     fixed = dict.fromkeys(texts, pa.string())
     types = sample_types(path, dialect) | fixed
     wider = {name: pa.float64() if kind == pa.int64() else kind for name, kind in types.items()}
     error: Exception | None = None
     for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
         try:
-            table = read_csv(path, dialect, column_types)
-            temporal = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
-            return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
-        except DataError:
-            raise
+            table = read_csv(path, dialect, column_types, block)
         except Exception as failed:
             error = failed
             if "conversion error" not in str(failed):  # not because of the types
                 break
+        else:
+            temporal = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
+            return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
     try:  # cells with line breaks are read more slowly, and are rare
-        return read_csv(path, dialect, fixed, several_lines=True)
+        return read_csv(path, dialect, fixed, block, several_lines=True)
     except Exception:
         raise DataError(row_length_error(path, dialect) or f"{path}: {short(error)}") from error
 
 
-def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_lines: bool = False) -> pa.Table:
+def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], block: int, *, several_lines: bool = False) -> pa.Table:
     """Call pyarrow's reader.
 
     types : types of columns by name; those of other columns are inferred
+    block : number of bytes that are read at a time
     several_lines : whether quoted cells may have line breaks
     """
     from pyarrow import csv
@@ -63,7 +64,7 @@ def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], *, several_
     read = csv.ReadOptions(
         encoding=dialect.encoding.replace("-sig", ""),
         autogenerate_column_names=not dialect.header,
-        block_size=max(BLOCK, 4 * longest_row(path, dialect)),  # a block must contain a row
+        block_size=block,
     )
     options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
     with open_stream(path, dialect) as stream:

@@ -95,6 +95,10 @@ class Table:
         line = next((line for number, (line, _) in enumerate(rows_of(self.path, self.dialect)) if number == skipped), row)
         return f"{self.path}: line {line}{cell}"
 
+    def place(self, mask: npt.NDArray[np.bool_]) -> str:
+        """Return the location of the first row of a mask (rows,) without the path of the file, such as "line 7"."""
+        return self.location(int(np.argmax(mask))).rpartition(": ")[2]
+
     def take(self, rows: npt.NDArray[np.int64]) -> Table:
         """Return a table with some of the rows."""
         source = rows if self.source_rows is None else self.source_rows[rows]
@@ -110,11 +114,7 @@ class Table:
 
     def floats(self, index: int) -> npt.NDArray[np.float64]:
         """Return a column of numbers or Booleans as float64 (rows,); missing values are NaN."""
-        import pyarrow as pa
-
-        return as_floats(
-            self.columns[index].cast(pa.int8()) if str(self.columns[index].type) == "bool" else self.columns[index]
-        )
+        return as_floats(self.columns[index])
 
     def distinct(self, index: int) -> list[str]:
         """Return the distinct texts of a column, without missing values."""
@@ -140,10 +140,11 @@ class Table:
 
 
 def as_floats(values: Any) -> npt.NDArray[np.float64]:
-    """Return an Arrow array of numbers as float64; null is NaN. Integers beyond 2^53 are rounded."""
+    """Return an Arrow array of numbers or Booleans as float64; null is NaN. Integers beyond 2^53 are rounded."""
     import pyarrow as pa
 
-    array = values.cast(pa.float64(), safe=False)
+    numbers = values.cast(pa.int8()) if pa.types.is_boolean(values.type) else values
+    array = numbers.cast(pa.float64(), safe=False)
     found = array.to_numpy() if isinstance(array, pa.ChunkedArray) else array.to_numpy(zero_copy_only=False)
     return np.asarray(found, np.float64)
 

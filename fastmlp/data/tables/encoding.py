@@ -256,7 +256,7 @@ def check_complete(table: Table, indices: Sequence[int], encoding: TableEncoding
     if not found:
         return
     counts = listing([f"{table.describe(index)} has {count}" for index, count in found])
-    row = table.location(int(np.argmax(table.missing(found[0][0])))).rpartition(": ")[2]
+    row = table.place(table.missing(found[0][0]))
     choices = f"{', '.join(MISSING_STRATEGIES[:-1])} or {MISSING_STRATEGIES[-1]}"
     if fitted:
         remedy = f"set missing to {choices}, or drop columns"
@@ -302,7 +302,7 @@ def fill_numbers(
     for batch in pa.table(arrays, [str(number) for number in range(len(arrays))]).to_batches() if arrays else ():
         start, stop = stop, stop + len(batch)
         for (_, feature, column), values in zip(columns, batch.columns, strict=True):
-            numbers = as_floats(values.cast(pa.int8()) if str(values.type) == "bool" else values)
+            numbers = as_floats(values)
             if column.fill_value is not None:
                 numbers = np.where(np.isnan(numbers), column.fill_value, numbers)
             with np.errstate(over="ignore"):  # an overflow becomes infinity

@@ -88,7 +88,7 @@ def load_table(
             table, y, found = table.take(complete), y[complete], found._replace(x=found.x[complete])
     form = [] if table.dialect is None or not table.dialect.note else [table.dialect.note]
     return RawArrays(
-        as_bytes(found.x) if encoding.pixels else found.x,
+        as_bytes(found, encoding.pixels).x,
         y,
         classes,
         (math.isqrt(encoding.n_features),) * 2 + (1,) if encoding.pixels else None,
@@ -146,7 +146,7 @@ def drop_incomplete(table: Table, roles: Roles, missing: str | None) -> tuple[Ta
     """
     wrong = table.missing(roles.target)
     if wrong.any() and missing != "drop":
-        where = f"{table.describe(roles.target)}, has {int(wrong.sum())} (the first one in {row_of(table, wrong)})"
+        where = f"{table.describe(roles.target)}, has {int(wrong.sum())} (the first one in {table.place(wrong)})"
         remedy = "remove these rows" + (", or set missing to drop" if roles.features else "")
         raise DataError(
             f"{table.path}: missing values: the target, {where}; {remedy}",
@@ -160,11 +160,6 @@ def drop_incomplete(table: Table, roles: Roles, missing: str | None) -> tuple[Ta
     if len(kept) == table.rows:
         return table, []
     return table.take(kept), [dropped(table.rows - len(kept))]
-
-
-def row_of(table: Table, mask: npt.NDArray[np.bool_]) -> str:
-    """Return the location of the first row of a mask without the path of the file, such as "line 7"."""
-    return table.location(int(np.argmax(mask))).rpartition(": ")[2]
 
 
 def check_rows_left(table: Table, count: int) -> None:
@@ -240,13 +235,14 @@ def weights_of(table: Table, index: int) -> npt.NDArray[np.float64]:
     return values
 
 
-def as_bytes(x: npt.NDArray[Any]) -> npt.NDArray[Any]:
-    """Return pixels as uint8 if they are integers from 0 to 255; otherwise return x unchanged."""
-    if len(x) and x.min() >= 0 and x.max() <= 255:
-        pixels = x.astype(np.uint8)
-        if np.array_equal(pixels, x):
-            return pixels
-    return x
+def as_bytes(found: Encoded, pixels: bool) -> Encoded:
+    """Return encoded rows as uint8 if they are pixels, and integers from 0 to 255; otherwise return them unchanged."""
+    x = found.x
+    if pixels and len(x) and x.min() >= 0 and x.max() <= 255:
+        narrow = x.astype(np.uint8)
+        if np.array_equal(narrow, x):
+            return found._replace(x=narrow)
+    return found
 
 
 def load_features(path: Path, encoding: TableEncoding | None, features: int) -> Encoded:
@@ -256,8 +252,8 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
     features : for a model without an encoding, the number of columns of features, all of which must be numbers
     """
     if encoding is not None:
-        found = encode(read_table(path, None, None, encoding.expected, encoding.text_columns), encoding)
-        return found._replace(x=as_bytes(found.x)) if encoding.pixels else found
+        table = read_table(path, None, None, encoding.expected, encoding.text_columns)
+        return as_bytes(encode(table, encoding), encoding.pixels)
     table = read_table(path, None, None, Expected(delimiter="," if features == 1 else ""))
     every = range(len(table.columns))
     chosen: Sequence[int] = every
@@ -272,5 +268,5 @@ def load_features(path: Path, encoding: TableEncoding | None, features: int) -> 
             f"{path}: {len(every)} columns, but the model takes {features} features, or {features + 1} columns with a label"
         )
     columns = tuple(Column(table.column_names[index], index) for index in chosen)
-    found = encode(table, TableEncoding(columns, "", table.header, len(every)), chosen)
-    return found._replace(x=as_bytes(found.x)) if is_pixel_count(features) else found
+    plain = TableEncoding(columns, "", table.header, len(every))
+    return as_bytes(encode(table, plain, chosen), is_pixel_count(features))
