@@ -1,13 +1,31 @@
 """Exceptions of fastmlp, and the exit codes that the command line uses for them.
 
-An error message states the invalid value, the valid values and a remedy. Any exception that is not defined here is a bug
-(exit code 1).
+An error message states the invalid value, the valid values and a remedy. It is one line, because everything in it that could
+end the line or control a terminal is escaped (`printable`). Any exception that is not defined here is a bug (exit code 1).
 """
 
 from __future__ import annotations
 
 import difflib
+import unicodedata
 from collections.abc import Iterable, Sequence
+
+JOINERS = "\u200c\u200d"  # zero-width characters that some scripts and emoji need
+
+
+def printable(text: str) -> str:
+    r"""Return a text whose control and formatting characters, lone surrogates and line breaks are replaced by escape sequences.
+
+    Names in files from others can contain such characters, with which they could set the title of a terminal, forge further
+    lines of output, or reverse the direction of writing. All other text, including that of other scripts, is unchanged.
+
+    >>> printable("caf\u00e9\n\x1b]0;title\x07 \u202e \udc80")
+    'café\\n\\x1b]0;title\\x07 \\u202e \\udc80'
+    """
+    if text.isprintable():
+        return text
+    plain = (char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" for char in text)
+    return "".join(char if good else char.encode("unicode_escape").decode() for char, good in zip(text, plain, strict=True))
 
 
 class FastMLPError(Exception):
@@ -23,7 +41,7 @@ class FastMLPError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "", *, settings: Sequence[str] = ()) -> None:
-        super().__init__(message)
+        super().__init__(printable(message))
         self.settings = tuple(settings)
 
 
