@@ -12,6 +12,7 @@ from fastmlp.commands.common.options import (
     common_options,
     engine_options,
     invert_option,
+    max_decompressed_option,
     skip_bad_option,
     with_flags,
 )
@@ -36,6 +37,7 @@ from fastmlp.commands.common.toolkit import open_extractor
     help="Scale the drawing in each image and move it to the center, as in the images of MNIST.",
 )
 @skip_bad_option
+@max_decompressed_option
 @click.option("--show", metavar="FILE.png", help="Plot the images after all conversions, with their predictions, to this file.")
 @engine_options
 @common_options

@@ -20,6 +20,7 @@ from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.load import load_features
 from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
+from fastmlp.files.limits import decompression_limit
 from fastmlp.models.model import Model, load
 from fastmlp.reports.predictions import Prediction, fields, place
 
@@ -34,6 +35,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     *,
     images: ImageOptions | None = None,
     show: str | Path | None = None,
+    max_decompressed: float | None = None,
     say: Say = lambda text: None,
 ) -> list[Prediction]:
     """Predict every row of the given files.
@@ -51,6 +53,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
         `ImageOptions`. Arrays of type uint8 count as images if they have as many columns as an image has pixels
     show : PNG file to which the converted images and their predictions are plotted
+    max_decompressed : see `load_data`
     say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
 
     Returns
@@ -84,7 +87,8 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     files = find_files(inputs)
     inputs_of = input_maker(model, open_extractor)
     # All files are read first, to reject invalid ones early.
-    rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
+    with decompression_limit(max_decompressed):
+        rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
     if converter is not None:
         converter.check()
     found = [one for file, read in rows for one in predictions_of(model, file, read, top)]
