@@ -197,14 +197,19 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the objects in a file written by `append_line`.
+    """Return the objects in a file written by `append_line`; raise the errors of `iterate_lines`."""
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a file written by `append_line`, without keeping them in memory.
 
     Raise DataError if the file is missing or unreadable, or if a line is not a JSON object.
     """
-    with file_errors("read", path):
-        lines = Path(path).read_bytes().splitlines()
     try:
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+        with file_errors("read", path), Path(path).open("rb") as file:
+            for line in file:
+                yield msgspec.json.decode(line, type=dict[str, Any])
     except msgspec.DecodeError as error:
         raise DataError(f"{path} is damaged ({error}); {RESTORE}") from error
 

@@ -10,6 +10,7 @@ from typing import Any, TextIO
 import numpy.typing as npt
 
 MOST_CLASSES = 25  # with more classes, the table is truncated and the confusion matrix is drawn without counts
+DENSE_CLASSES = 200  # with more classes, confusion matrices are stored in sparse form, and figures show 20 classes
 LONGEST_NAME = 28
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"

@@ -135,7 +135,7 @@ def test_blocks_cover_all_rows_within_the_size_limit(size: int, most: int | None
         assert np.array_equal(np.concatenate([block for _, block in found]), np.asarray(x))
         assert all(block.nbytes <= max(size, 12) and len(block) <= (most or 10) for _, block in found)
     assert list(blocks(X[:0])) == []
-    assert [(rows, len(block)) for rows, block in inference_blocks(X[:0])] == [(slice(0, 0), 0)]
+    assert [(rows, len(block)) for rows, block in inference_blocks(X[:0], 5)] == [(slice(0, 0), 0)]
 
 
 @pytest.mark.parametrize("index", [(0, 0), (4, 2), (9, 1)])
