@@ -17,6 +17,7 @@ from support.data import idx
 
 import fastmlp
 from fastmlp.data.load import load_data
+from fastmlp.errors import ConfigError
 from fastmlp.estimators import MLPClassifier
 from fastmlp.reports.predictions import as_lines
 from fastmlp.training.api import train_many
@@ -104,6 +105,19 @@ def test_labels_of_estimators() -> None:
         assert estimator.classes_.tolist() == [0, 1, 65535]
         assert estimator.predict_proba(X).shape == (60, 3)
         assert set(estimator.predict(X).tolist()) <= {0, 1, 65535}
+    many = list(range(65536))
+    with pytest.raises(ValueError, match="is not the same as on last call to partial_fit") as caught:
+        fitted.partial_fit(X, Y, classes=many)
+    assert len(str(caught.value)) < 300
+    with pytest.raises(ConfigError, match=r"has the keys \[10, .* and 65,521 more\], which are no classes") as caught:
+        MLPClassifier(class_weight=dict.fromkeys(many[2:-1], 1.0), **settings).fit(X, Y)
+    assert len(str(caught.value)) < 300
+
+
+def test_multilabel_estimators_take_one_label_per_row() -> None:
+    estimator = MLPClassifier(hidden_layer_sizes=(), backend="numpy", random_state=0)
+    estimator.partial_fit(X, np.eye(3, dtype=int)[Y % 3], classes=[0, 1, 2])
+    assert estimator._encode(np.array([2, 0])).tolist() == [[0, 0, 1], [1, 0, 0]]
 
 
 def test_labels_on_the_command_line(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
