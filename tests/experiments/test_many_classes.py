@@ -16,9 +16,13 @@ from support.cli import forget_settings, no_figures, ok
 from support.data import idx
 
 import fastmlp
+from fastmlp.data.checks import CheckedRows
 from fastmlp.data.load import load_data
 from fastmlp.errors import ConfigError
 from fastmlp.estimators import MLPClassifier
+from fastmlp.experiments.mistakes import Answers, scores_of_mistakes
+from fastmlp.experiments.prediction import Rows, predictions_of
+from fastmlp.models.model import Model
 from fastmlp.reports.predictions import as_lines
 from fastmlp.training.api import train_many
 
@@ -184,3 +188,20 @@ def test_predict_computes_only_the_classes_that_it_prints(run: Path, monkeypatch
     assert [len(one["probabilities"]) for one in seen[0]] == [1] * 60
     everything = ok("predict", run, run.parent / "new.npz", "--backend", "numpy", "--json").stdout
     assert [len(one["probabilities"]) for one in json.loads(everything)["predictions"]] == [K] * 60
+
+
+def test_predictions_and_scores_of_mistakes_are_computed_in_blocks(monkeypatch: pytest.MonkeyPatch) -> None:
+    network = fastmlp.Network((2, 3))
+    model = Model(network, network.initial_parameters(seed=1), classes=CLASSES, backend="numpy")
+    outputs, y = model.outputs(X), np.minimum(Y, 2)
+    predicted = outputs.argmax(axis=1)
+    wrong = predicted != y
+    assert 20 < wrong.sum() < 60
+    data = load_data("digits")  # not used
+    monkeypatch.setattr("fastmlp.nn.blocks.ROWS_AT_ONCE", 7)
+    scores = scores_of_mistakes(model, Answers(data, "test", X, CheckedRows(X, y, 3), predicted, None))
+    assert scores == pytest.approx(np.where(wrong, outputs.max(axis=1), 0), rel=1e-6)
+    found = predictions_of(model, Path("a.npz"), Rows(X), 1)
+    assert [one["label"] for one in found] == [CLASSES[number] for number in predicted]
+    assert [one["probability"] for one in found] == pytest.approx(outputs.max(axis=1).tolist(), rel=1e-6)
+    assert model.predict(X).tolist() == [int(CLASSES[number]) for number in predicted]
