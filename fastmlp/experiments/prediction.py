@@ -22,6 +22,7 @@ from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
 from fastmlp.files.limits import decompression_limit
 from fastmlp.models.model import Model, load
+from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.predictions import Prediction, fields, place
 
 
@@ -199,7 +200,8 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
 
 def predictions_of(model: Model, file: Path, rows: Rows, top: int | None) -> list[Prediction]:
     """Return one prediction per row, in the format of `predict_files`."""
-    outputs = model.outputs(rows.x)
+    blocks = inference_blocks(rows.x, model.network.sizes[-1])
+    outputs = (row for _, block in blocks for row in model.outputs(block))
     start = [{"input": str(file), "row": number} for number in range(1, len(rows.x) + 1)]
     incomplete = np.zeros(len(start), bool) if rows.incomplete is None else rows.incomplete
     if not model.classes:

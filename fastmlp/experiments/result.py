@@ -20,7 +20,7 @@ from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError
 from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
 from fastmlp.experiments.mistakes import MISTAKES_PICTURE, MISTAKES_TABLE, Answers, kinds_of_mistakes, write_mistakes
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_inputs
-from fastmlp.files import read_lines, sync, write_bytes, write_json
+from fastmlp.files import iterate_lines, sync, write_bytes, write_json
 from fastmlp.files.reading import exists
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions, regression_metrics
@@ -172,7 +172,7 @@ def draw(plan: RunPlan, training: TrainResult, evaluated: Evaluated, folder: Pat
         if ".png" in kinds_of_mistakes(data):
             write_mistakes(folder / MISTAKES_PICTURE, training.model, answers)
     if exists(folder / CLASSES_NAME):
-        plot_classes(read_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
+        plot_classes(iterate_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
 
 
 def answers_of(plan: RunPlan, evaluated: Evaluated, split: str) -> Answers:

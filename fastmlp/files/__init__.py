@@ -14,7 +14,7 @@ import hashlib
 import os
 import secrets
 import tomllib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -188,13 +188,20 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the objects in a file written by `append_line`.
+    """Return the objects in a file written by `append_line`; raise the errors of `iterate_lines`."""
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a file written by `append_line`, without keeping them in memory.
 
     Raise DataError if the file is missing or unreadable, or if a line is not a JSON object.
     """
-    lines = read_bytes(path).splitlines()
-    with library_errors(path, "damaged", RESTORE):
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
+    with open_file(path) as file, file_errors("read", path):
+        for line in file:
+            with library_errors(path, "damaged", RESTORE):
+                found = msgspec.json.decode(line, type=dict[str, Any])
+            yield found
 
 
 def converted(path: str | os.PathLike[str], value: Any, kind: type[Kind]) -> Kind:

@@ -90,12 +90,13 @@ def read_image_folder(
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add some or remove the folder")
-    if unknown := [name for name in test_classes if name not in classes]:
+    number = {name: index for index, name in enumerate(classes)}
+    if unknown := [name for name in test_classes if name not in number]:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size, channels, bad)
     x, kept = _stack(files, shape, bad)
     x_test, kept_test = _stack(test_files, shape, bad)
-    y_test = np.array([classes.index(name) for name in test_classes])[test_y]
+    y_test = np.array([number[name] for name in test_classes])[test_y]
     notes = _notes(path, files + test_files, bad)
     return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], notes=notes)
 
