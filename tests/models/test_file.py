@@ -253,7 +253,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "version missing": ({"format_version": ...}, "no format version, "),
     "version as true": ({"format_version": True}, "format version True, "),
     "version as float": ({"format_version": 1.0}, "format version 1.0, "),
-    "version as text": ({"format_version": "one"}, "format version one, "),
+    "version as text": ({"format_version": "one"}, "format version 'one', "),
     "unknown field": ({"colour": "red"}, UNREADABLE),
     "network missing": ({"network": ...}, UNREADABLE),
     "network of another type": ({"network": [4, 3, 2]}, UNREADABLE),

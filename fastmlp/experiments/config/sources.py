@@ -10,11 +10,11 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.fields import ParamType
 from fastmlp.experiments.config.names import NOT_IN_VARIABLES, setting_synonyms
 from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, fields_of
-from fastmlp.files import read_toml
+from fastmlp.files import RESTORE, read_toml
 from fastmlp.files.reading import exists
 
 Chosen = TypeVar("Chosen", bound=DataSettings)
@@ -112,6 +112,20 @@ def read_environment(environment: Mapping[str, str], types: ParamTypes) -> dict[
         origin[name] = key
         settings[name] = types[name].value(key, environment[key], text=True)
     return settings
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read the settings of a run from the file that it wrote.
+
+    Raises
+    ------
+    DataError : the file is missing or damaged, or another version of fastmlp has written it
+    """
+    read_toml(path)  # for its errors
+    try:
+        return resolve({}, {}, path)
+    except ConfigError as error:
+        raise DataError(f"{path}: cannot be used ({error}); {RESTORE}") from error
 
 
 def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:
