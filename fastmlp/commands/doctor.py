@@ -152,7 +152,7 @@ def check_threads() -> Iterator[Check]:
 
 def check_cache(folder: Path) -> Check:
     """Check that compiled kernels can be cached."""
-    from fastmlp.engines.kernel_cache import UnsafeFolder, check_private
+    from fastmlp.engines.kernel_cache import UnsafeFolder, file_sizes, reason
 
     remedy = "kernels are recompiled at each start; set FASTMLP_CACHE_DIR to a folder that only you can write to"
     there = folder
@@ -163,10 +163,9 @@ def check_cache(folder: Path) -> Check:
     if there != folder:
         return Check("kernel cache", f"{folder}: created at first use")
     try:
-        check_private(folder)
-    except UnsafeFolder as error:
-        return Check("kernel cache", str(error), NOTE, remedy)
-    sizes = [file.stat().st_size for file in folder.iterdir()]
+        sizes = file_sizes(folder)
+    except (OSError, UnsafeFolder) as error:
+        return Check("kernel cache", reason(folder, error), NOTE, remedy)
     return Check("kernel cache", f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, private")
 
 
