@@ -39,7 +39,8 @@ PACKAGE = Path(__file__).parents[1]
 BY_DESCRIPTOR = hasattr(os, "O_DIRECTORY") and {os.open, os.rename, os.unlink, os.access} <= os.supports_dir_fd
 # Do not follow symbolic links, do not wait for the other end of a FIFO, and do not convert line ends on Windows.
 SAFELY = getattr(os, "O_NOFOLLOW", 0) | getattr(os, "O_NONBLOCK", 0) | getattr(os, "O_BINARY", 0)
-REFUSED = (errno.ELOOP, errno.EMLINK, errno.ENXIO)  # errors of `open` for a symbolic link (EMLINK on FreeBSD) and a socket
+# Errors of `open` for a symbolic link (EMLINK on FreeBSD) and a socket (EOPNOTSUPP on FreeBSD and macOS).
+REFUSED = (errno.ELOOP, errno.EMLINK, errno.ENXIO, errno.EOPNOTSUPP)
 
 
 class UnsafeFolder(Exception):
