@@ -71,12 +71,17 @@ class Extractor:
     def __post_init__(self) -> None:
         self._truncated.append(up_to(self.network, self.layer or default_layer(self.network)).eval())
 
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (height, width, channels) of the images."""
+        return self.description.image_shape
+
     @functools.cached_property
     def width(self) -> int:
         """Number of features of an image. Raise DescriptionError if the output of the layer is not an array of features."""
         problem = f"layer {self.layer or 'before the output'} has no features"
         with library_errors(DescriptionError, problem, "choose another layer", ("layer",)):
-            shape = output_shape(self._truncated[0], self.description.image_shape)
+            shape = output_shape(self._truncated[0], self.image_shape)
         return shape[1]
 
     def features(
@@ -94,7 +99,7 @@ class Extractor:
         -------
         array of shape (n, features), float32
         """
-        images = Images(pixels, self.description.image_shape, self.scaling, device)
+        images = Images(pixels, self.image_shape, self.scaling, device)
         if isinstance(self.description, Description):
             batch_size = min(batch_size, MAX_OUTPUTS // self.description.largest_output)
         network = self._truncated[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
@@ -114,7 +119,7 @@ class Extractor:
         handle = self._first_convolution().register_forward_hook(lambda module, inputs, output: maps.append(output.relu()))
         try:
             self.network.cpu()
-            for _ in forward_batches(self.network, Images(pixels, self.description.image_shape, self.scaling)):
+            for _ in forward_batches(self.network, Images(pixels, self.image_shape, self.scaling)):
                 pass
         finally:
             handle.remove()
