@@ -5,7 +5,8 @@ train.py and extract.py define the settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
@@ -122,8 +123,15 @@ def read_config(path: Path) -> TrainConfig:
     DataError : the file is missing or damaged, or another version of fastmlp has written it
     """
     read_toml(path)  # for its errors
-    try:
+    with stored_settings(path):
         return resolve({}, {}, path)
+
+
+@contextmanager
+def stored_settings(path: Path) -> Iterator[None]:
+    """Context manager that converts a ConfigError to a DataError, because the settings are those of a file of a run."""
+    try:
+        yield
     except ConfigError as error:
         raise DataError(f"{path}: cannot be used ({error}); {RESTORE}") from error
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.experiments.config.sources import read_config
+from fastmlp.experiments.config.sources import read_config, stored_settings
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import (
     CONFIG_NAME,
@@ -188,13 +188,14 @@ def read_unfinished(folder: Path, split: str) -> StoredRun:
     config, data = read_config(folder / CONFIG_NAME), converted(folder / DATA_NAME, read_data(folder), RunData)
     history = read_history(folder) if exists(folder / METRICS_NAME) else []
     validated = [row for row in history if row["val_loss"] is not None]
-    best = best_epoch(validated or history, config.settings(), bool(validated))
+    with stored_settings(folder / CONFIG_NAME):
+        best = best_epoch(validated or history, config.settings(), bool(validated))
+        # The number of targets of a regression is not stored before the end of the run.
+        network = config.network(data.features, len(data.classes)) if data.classes else None
     metrics = {}
     if split == "validation" and validated:
         names = ("accuracy", "loss") if data.classes else ("loss",)
         metrics = {name: history[best - 1][f"val_{name}"] for name in names}
-    # The number of targets of a regression is not stored before the end of the run.
-    network = config.network(data.features, len(data.classes)) if data.classes else None
     row = {
         "network": network and network.label,
         "parameters": network and network.parameters,
