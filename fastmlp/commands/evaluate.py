@@ -29,6 +29,7 @@ from fastmlp.commands.common.options import (
     with_flags,
 )
 from fastmlp.commands.common.toolkit import open_extractor
+from fastmlp.errors import printable
 
 
 @click.command(cls=Command)
@@ -119,5 +120,5 @@ def verify(run: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         show_json(result)
     elif result["same"]:
-        show(f"{run}: {epochs} reproduced, with identical {', '.join(result['sha256'])}")
+        show(f"{printable(run)}: {epochs} reproduced, with identical {', '.join(result['sha256'])}")
     check_verified(result)

@@ -21,7 +21,7 @@ import click
 from fastmlp import __version__
 from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.bench import bench
-from fastmlp.commands.common.console import fail, note
+from fastmlp.commands.common.console import fail, note, note_lines
 from fastmlp.commands.common.options import Group
 from fastmlp.commands.common.toolkit import extraction_tools
 from fastmlp.commands.compare import compare
@@ -55,7 +55,7 @@ class Program(Group):
         except Exception as error:
             if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and errors of fastmlp.cnn
                 fail(ctx, error)
-            note(f"{traceback.format_exc()}{REPORT}")
+            note_lines(f"{traceback.format_exc()}{REPORT}")
             ctx.exit(1)
 
 

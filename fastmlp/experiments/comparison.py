@@ -17,7 +17,7 @@ from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.sweeps.stored import Entry, expanded, read_entry
 from fastmlp.reports.comparison import Curve, Panel, plot_comparison
 from fastmlp.reports.tables import METRIC_FORMATS
-from fastmlp.reports.text import printable, short_name
+from fastmlp.reports.text import short_name
 from fastmlp.training.result import METRICS, EpochLog, mean_and_deviation
 
 METRIC = one_of("metric", METRIC_FORMATS)
@@ -239,7 +239,7 @@ def panels_of(entries: Sequence[Entry], names: Sequence[str]) -> list[Panel]:
     splits = ["validation" if any("val_loss" in row for row in history) else "training" for history in histories]
     labels = [short_name(name, LONGEST_LABEL) for name in names]
     if len({*labels}) < len(labels):
-        labels = list(map(printable, names))
+        labels = [f"{number}: {label}" for number, label in enumerate(labels, start=1)]
     if len({split for split, history in zip(splits, histories, strict=True) if history}) > 1:
         labels = [f"{label} (training)" if split == "training" else label for label, split in zip(labels, splits, strict=True)]
     panels = []

@@ -26,7 +26,7 @@ from fastmlp.data.checks import check_description
 from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.data.tables.encoding import TableEncoding
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import file_errors, write_bytes
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
@@ -126,7 +126,7 @@ def read_checkpoint(
         scaling, extractor = take_scaling(header.scaling, INPUTS, tensors), take_extractor(tensors)
         target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
         features = None if scaling is None else len(scaling.shift)
-        check_description(header.network, features, len(header.classes), None if extractor else header.image_shape)
+        check_description(header.network, features, header.classes, None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
@@ -163,9 +163,8 @@ def model_file(path: Path) -> Path:
     if found := files_in(path):
         return found[-1]
     if found := files_in(path / CHECKPOINTS_NAME):
-        warnings.warn(
-            f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}", RuntimeWarning, stacklevel=4
-        )
+        text = f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}"
+        warnings.warn(printable(text), RuntimeWarning, stacklevel=4)
         return found[-1]
     return path / FILE_NAME
 

@@ -37,6 +37,7 @@ FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC",
 # used again with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
 MARKERS = "os^Dv"
+LONGEST_TITLE = 160  # maximum number of characters of a line of a title; matplotlib refuses figures that are too wide
 
 
 @contextlib.contextmanager
@@ -58,13 +59,16 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure of this size in inches, with an Agg canvas and constrained layout."""
+    """Return a figure of this size in inches, with an Agg canvas and constrained layout.
+
+    The lines of the title are truncated to LONGEST_TITLE characters.
+    """
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle("\n".join(short_name(line, LONGEST_TITLE) for line in title.split("\n")), parse_math=False)
     figure._repr_png_ = functools.partial(png_bytes, figure)  # type: ignore[attr-defined]  # displays the figure in notebooks
     return figure
 

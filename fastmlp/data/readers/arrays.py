@@ -234,6 +234,7 @@ def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
     locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
+    locations["classes"] = SourceLocation(f"{path}: 'classes' in the metadata", "name")
     return RawArrays(**found, locations=locations, notes=notes)
 
 
