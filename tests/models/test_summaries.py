@@ -59,9 +59,10 @@ def test_the_values_are_those_of_the_object() -> None:
 
 def test_names_of_classes_are_escaped_and_shortened() -> None:
     """Class names come from files, so they must not become HTML, and long names must not fill the screen."""
-    names = ("<script>", "line\nbreak", *(f"a rather long name {number}" * 20 for number in range(8)))
+    names = ("<script>", "zero\u200bwidth", *(f"a rather long name {number}" * 20 for number in range(8)))
     model = replace(MODEL, classes=names)
     assert "<script>" not in model._repr_html_() and "&lt;script&gt;" in model._repr_html_()
+    assert r"zero\u200bwidth" in repr(model) and r"zero\u200bwidth" in model._repr_html_()
     assert len(repr(model).splitlines()) <= 15
     assert max(map(len, repr(model).splitlines())) <= LINE + 20
 

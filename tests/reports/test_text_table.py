@@ -109,6 +109,6 @@ def test_names_contain_no_control_characters_and_fit_the_encoding() -> None:
         print_result(result, stream)
         stream.flush()
         lines = raw.getvalue().decode("ascii").splitlines()
-    assert lines[0] == "data set            b?[2J??"
-    assert lines[16].split()[0] == "???"
+    assert lines[0] == r"data set            b\x1b[2J?\n"
+    assert lines[16].split()[0] == r"\x07?\r"
     assert len(lines) == len(TABLE.splitlines())

@@ -55,10 +55,12 @@ class Command(click.Command):
 
     def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
         """Parse the arguments. Control characters in Click's messages are escaped, because an argument can be a file name."""
+        given = len(args)
         try:
             return super().parse_args(ctx, args)
         except click.ClickException as error:
-            error.message = printable(error.message)  # type: ignore[misc]  # final
+            if given:  # without arguments, the message can be the help
+                error.message = printable(error.message)  # type: ignore[misc]  # final
             raise
 
     def invoke(self, ctx: click.Context) -> Any:
