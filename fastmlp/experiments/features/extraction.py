@@ -151,6 +151,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     """
     given: dict[str, Any] = {"image_size": config.image_size, "skip_bad": config.skip_bad}
     images = load_data(config.data, config.data_dir, **given, progress=progress)
+    json_bytes([images.name, images.notes, config.key(), config.out])  # names that cannot be written are refused first
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     if follows is not None:
