@@ -13,7 +13,7 @@ from fastmlp.bench.rivals import OURS
 from fastmlp.bench.rounds import label
 from fastmlp.errors import DataError, printable
 from fastmlp.files import write_json
-from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save
+from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save, title_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -213,7 +213,7 @@ def _draw_case(axes: Axes, rows: Sequence[Mapping[str, Any]], ceilings: Sequence
     axes.set_yticks(places, [label(row["backend"], row["threads"]) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, right * 1.12)
-    axes.set_title(heading(rows), loc="left", fontsize=9, parse_math=False)
+    axes.set_title(title_text(heading(rows)), loc="left", fontsize=9, parse_math=False)
     axes.grid(axis="x", color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

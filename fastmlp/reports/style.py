@@ -59,18 +59,24 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure of this size in inches, with an Agg canvas and constrained layout.
-
-    The lines of the title are truncated to LONGEST_TITLE characters.
-    """
+    """Return a figure of this size in inches, with an Agg canvas and constrained layout; see `title_text` for the title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle("\n".join(short_name(line, LONGEST_TITLE) for line in title.split("\n")), parse_math=False)
+    figure.suptitle(title_text(title), parse_math=False)
     figure._repr_png_ = functools.partial(png_bytes, figure)  # type: ignore[attr-defined]  # displays the figure in notebooks
     return figure
+
+
+def title_text(title: str) -> str:
+    r"""Return a title whose lines are truncated to LONGEST_TITLE characters, with control characters escaped.
+
+    >>> title_text("two\nlines\t")
+    'two\nlines\\t'
+    """
+    return "\n".join(short_name(line, LONGEST_TITLE) for line in title.split("\n"))
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:
