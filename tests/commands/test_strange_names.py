@@ -18,7 +18,7 @@ import pandas as pd
 import pytest
 from click.testing import Result
 from PIL import Image
-from support.cli import FAST, call, forget_settings, ok
+from support.cli import FAST, call, forget_settings
 
 from fastmlp.commands import doctor
 from fastmlp.errors import printable
@@ -29,6 +29,7 @@ pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="other systems r
 # The title of a terminal, a forged line, a tab, text from right to left, a control sequence of one character, and the markup
 # of Markdown, LaTeX, HTML, Matplotlib and rich.
 STRANGE = "a\x1b]0;title\x07\nforged: 1\tb\u202e\x9b2J\u2028|`$x$&<b>%_[red]\\"
+OFFLINE = {"FASTMLP_OFFLINE": "1"}
 NOT_UTF_8 = os.fsdecode(b"caf\xe9")
 # The suffixes of text files that the program writes; the tables that the tests write are called .data.
 TEXT_FILES = {".csv", ".json", ".jsonl", ".toml", ".txt"}
@@ -252,7 +253,7 @@ def test_errors_name_the_file_in_one_line(name: str, model: Path, data: Path) ->
         ("data", "verify", "mnist", "--data-dir", missing),
         ("bench", "--data", missing, "--network", "2-3-2", "--backends", missing),
     ):
-        result = run(*arguments, FASTMLP_OFFLINE="1")
+        result = run(*arguments, **OFFLINE)
         assert result.exit_code in (2, 3, 4), (arguments, result.output)
         assert len(result.stderr.splitlines()) <= 2, result.stderr
     for arguments in (("train", missing), ("compare", f"--{missing}"), (missing,), ("evaluate", model, "--split", missing)):
@@ -265,6 +266,31 @@ def test_data_and_doctor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("FASTMLP_CACHE_DIR", f"{name} cache")
     assert printable(f"{name} data") in run("doctor", "--data-dir", f"{name} data").stdout
     succeeds("data", "list", "--data-dir", name)
+
+
+@pytest.mark.full
+def test_bench_and_recipes(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    np.savez(f"{STRANGE}.npz", x=np.random.default_rng(0).normal(size=(64, 3)), y=np.arange(64) % 2)
+    flags = ("--network", "3-4-2", "--rows", "64", "--rounds", "1", "--backends", "numpy")
+    shown = succeeds("bench", *flags, "--data", f"{STRANGE}.npz", "--out", f"{STRANGE} bench")
+    assert printable(STRANGE) in shown.stdout
+    assert "title" in fails(2, "recipes", "plot", "--runs", f"{STRANGE} runs")
+    assert "FASTMLP_OFFLINE" in fails(4, "recipes", "run", "cs776-mlp-1", "--out", STRANGE, "--data-dir", STRANGE, **OFFLINE)
+
+
+@pytest.mark.full
+def test_extract(home: Path, tmp_path: Path) -> None:
+    pytest.importorskip("torch")
+    small = ("--filters", "2", "--dense", "2", "--epochs", "1", "--device", "cpu")
+    pictures = home / f"{STRANGE} images"
+    shown = succeeds(
+        "extract", "--data", pictures, *small, "--out", f"{STRANGE}.npz", "--pictures", f"{STRANGE} pictures", "-v"
+    )
+    assert printable(f"{STRANGE}.npz") in shown.stdout
+    succeeds("extract", "--data", pictures, *small, "train", *FAST, "--out", "../chain")
+    shutil.copytree(pictures, NOT_UTF_8)
+    assert "is not valid Unicode" in fails(3, "extract", "--data", NOT_UTF_8, *small, "--out", "features.npz")
+    assert "is not valid Unicode" in fails(3, "extract", "--data", pictures, *small, "--out", f"{NOT_UTF_8}.npz")
 
 
 def test_data_whose_names_are_not_utf_8(home: Path, tmp_path: Path) -> None:

@@ -273,7 +273,10 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "class numbers": ({"classes": [0, 1]}, UNREADABLE),
     "too few classes": ({"classes": ["only"]}, "classes has 1 names"),
     "too many classes": ({"classes": ["a", "b", "c"]}, "classes has 3 names"),
-    "title of a terminal": ({"classes": ["a", "b\x1b]0;title\x07"]}, r"class 1: the class name .* the control character U\+001B"),
+    "title of a terminal": (
+        {"classes": ["a", "b\x1b]0;title\x07"]},
+        r"class 1: the class name .* the control character U\+001B",
+    ),
     "line break in a class name": ({"classes": ["a\nb", "c"]}, r"class 0: the class name 'a\\nb' has the control character"),
     "tab in a class name": ({"classes": ["a\tb", "c"]}, r"class 0: the class name 'a\\tb' has the control character"),
     "reversed text": ({"classes": ["a\u202eb", "c"]}, r"class 0: .* changes the direction of text"),

@@ -1,4 +1,4 @@
-"""Tests that names from data and files are shown in figures unparsed, on one line and shortened, whatever characters they have."""
+"""Tests that names from data and files are shown in figures unparsed, on one line and shortened, with any characters."""
 
 from __future__ import annotations
 

@@ -47,6 +47,12 @@ def test_names_are_printed_on_one_line() -> None:
     assert [line.split()[0] for line in text.splitlines()[2:8]] == ["a,b", r"c\nd", r"\x1b[2J", "$x$", "_", "日本語"]
 
 
+def test_long_names_are_truncated_in_the_report() -> None:
+    text = classification_report(classification_metrics(np.arange(2), np.arange(2), ("a" * 10**6, "b")))
+    assert max(map(len, text.splitlines())) < 150
+    assert f"{'a' * 99}…" in text
+
+
 def test_predictions_can_be_read_back() -> None:
     truth, predicted = np.array([3, 1, 2, 1]), np.array([3, 1, 1, 1])
     loss, accuracy, *rows = predictions_text(truth, predicted, {"loss": 0.1 + 0.2, "accuracy": 0.75}).splitlines()
