@@ -268,6 +268,16 @@ def test_data_and_doctor(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
     succeeds("data", "list", "--data-dir", name)
 
 
+def test_a_traceback_cannot_control_the_terminal(model: Path, data: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    strange = STRANGE.replace("\n", "")
+
+    def predict_files(*given: object, **options: object) -> None:
+        raise RuntimeError(strange)
+
+    monkeypatch.setattr("fastmlp.experiments.prediction.predict_files", predict_files)
+    assert f"RuntimeError: {printable(strange)}\n" in fails(1, "predict", model, data)
+
+
 @pytest.mark.full
 def test_bench_and_recipes(data: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     np.savez(f"{STRANGE}.npz", x=np.random.default_rng(0).normal(size=(64, 3)), y=np.arange(64) % 2)
