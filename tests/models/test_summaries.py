@@ -11,7 +11,7 @@ import pytest
 
 import fastmlp
 from fastmlp import SGD, Adam, AdamW, Cosine, Model, Network, ReduceOnPlateau, Settings
-from fastmlp._summary import LINE, first_and_last
+from fastmlp._summary import LINE, first_and_last, summary_text
 from fastmlp.errors import printable
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import Schedule
@@ -66,6 +66,10 @@ def test_names_of_classes_are_escaped_and_shortened() -> None:
     assert r"zero\u200bwidth" in repr(model) and r"zero\u200bwidth" in model._repr_html_()
     assert len(repr(model).splitlines()) <= 15
     assert max(map(len, repr(model).splitlines())) <= LINE + 20
+
+
+def test_a_short_text_is_one_line() -> None:
+    assert summary_text("Dataset", {"name": "a\x1b]0;title\x07\nb"}) == r"Dataset(name=a\x1b]0;title\x07\nb)"
 
 
 @pytest.mark.parametrize("times", [1, 50])
