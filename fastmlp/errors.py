@@ -10,6 +10,7 @@ import difflib
 import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
+MOST_NAMES = 12  # maximum number of names that an error message lists
 JOINERS = "\u200c\u200d"  # zero-width characters that some scripts and emoji need
 
 
@@ -84,8 +85,18 @@ class ThresholdError(FastMLPError, AssertionError):
     exit_code = 6
 
 
+def some_names(names: Sequence[str]) -> str:
+    """Return names for an error message, separated by commas: the first `MOST_NAMES`, and the number of the others.
+
+    >>> some_names(["cat", "dog"]), some_names([str(number) for number in range(65536)])
+    ('cat, dog', '0, 1, 2, 3, 4, 5, 6, 7, 8, 9, 10, 11 and 65,524 more')
+    """
+    more = len(names) - MOST_NAMES
+    return ", ".join(names[:MOST_NAMES]) + (f" and {more:,} more" if more > 0 else "")
+
+
 def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
-    """Return the error message for an unknown name; it suggests the most similar valid name and lists all valid names.
+    """Return the error message for an unknown name; it suggests the most similar valid name and lists valid names.
 
     >>> unknown_name("activation", "rleu", ["relu", "tanh"])
     "unknown activation 'rleu'; did you mean 'relu'? Valid: relu, tanh"
@@ -93,4 +104,4 @@ def unknown_name(kind: str, given: str, allowed: Iterable[str]) -> str:
     names = list(allowed)
     near = difflib.get_close_matches(given, names, n=1)
     hint = f"; did you mean {near[0]!r}?" if near else "."
-    return f"unknown {kind} {given!r}{hint} Valid: {', '.join(names)}"
+    return f"unknown {kind} {given!r}{hint} Valid: {some_names(names)}"

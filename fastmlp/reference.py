@@ -123,7 +123,8 @@ def target_rows(network: Network, y: npt.NDArray[Any], dtype: npt.DTypeLike) -> 
         return y.astype(dtype)
     outputs = network.sizes[-1]
     smoothing = network.label_smoothing
-    return (np.eye(outputs)[y] * (1 - smoothing) + smoothing / outputs).astype(dtype)
+    one_hot = y[:, None] == np.arange(outputs)
+    return (one_hot * (1 - smoothing) + smoothing / outputs).astype(dtype)
 
 
 def row_losses(network: Network, z: FloatArray, t: FloatArray) -> tuple[FloatArray, FloatArray]:

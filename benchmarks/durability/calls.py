@@ -1,7 +1,7 @@
 """Observation of the functions of `os` that change files in a folder: `observed`. They are replaced while it is active.
 
-Files that are opened in another way, such as by `open`, are not observed. power.py would detect them, because the files that
-the observed calls should have written would then differ from those in the folder.
+Files that are only read, and files that are opened in another way, such as by `open`, are not observed. power.py would detect
+files that are written in another way, because they would then differ from what the observed calls have written.
 """
 
 from __future__ import annotations
@@ -56,7 +56,8 @@ def observed(
 
         def observe(first: Any, *others: Any, **named: Any) -> Any:
             path = path_of(first)
-            if path is None or named.get("dir_fd") is not None:
+            is_read = name == "open" and bool(others[0] & getattr(os, "O_NONBLOCK", 0))  # by files.reading.open_file
+            if path is None or is_read or named.get("dir_fd") is not None:
                 return function(first, *others, **named)
             call = Call(name, path, (first, *others))
             before(call)

@@ -25,6 +25,7 @@ from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.jit import JitDisabledError
 from fastmlp.errors import FastMLPError, UnavailableError, printable
+from fastmlp.files.reading import entries, exists, size_of
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
@@ -145,7 +146,7 @@ def check_threads() -> Iterator[Check]:
     cores, usable = os.cpu_count() or 1, available_cores()
     affinity = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else cores
     quota = Path("/sys/fs/cgroup/cpu.max")
-    limit = quota.read_text().split()[0] if quota.exists() else "none"
+    limit = quota.read_text().split()[0] if exists(quota) else "none"
     yield Check("cores", f"{cores}; CPU affinity: {affinity}; cgroup CPU quota: {limit}")
     yield Check("threads", f"{usable} by default; --threads changes it")
 
@@ -156,7 +157,7 @@ def check_cache(folder: Path) -> Check:
 
     remedy = "kernels are recompiled at each start; set FASTMLP_CACHE_DIR to a folder that only you can write to"
     there = folder
-    while not there.exists():
+    while not exists(there):
         there = there.parent
     if not os.access(there, os.W_OK | os.X_OK):
         return Check("kernel cache", f"{folder}: no permission to write to {there}", NOTE, remedy)
@@ -166,7 +167,7 @@ def check_cache(folder: Path) -> Check:
         check_private(folder)
     except UnsafeFolder as error:
         return Check("kernel cache", str(error), NOTE, remedy)
-    sizes = [file.stat().st_size for file in folder.iterdir()]
+    sizes = [size_of(file) for file in entries(folder)]
     return Check("kernel cache", f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, private")
 
 

@@ -25,11 +25,13 @@ from fastmlp.commands.common.options import (
     data_dir_option,
     engine_options,
     invert_option,
+    max_decompressed_option,
     skip_bad_option,
     with_flags,
 )
 from fastmlp.commands.common.toolkit import open_extractor
 from fastmlp.errors import printable
+from fastmlp.files.reading import is_folder
 
 
 @click.command(cls=Command)
@@ -49,6 +51,7 @@ from fastmlp.errors import printable
 )
 @invert_option
 @skip_bad_option
+@max_decompressed_option
 @engine_options
 @click.option(
     "--report", is_flag=True, envvar="FASTMLP_REPORT", help="Print a classification report in the format of scikit-learn."
@@ -85,7 +88,7 @@ def evaluate(run: str, split: str, report: bool, min_accuracy: float | None, as_
 
     run = resolved(run)
     result = evaluate_run(run, split=split, open_extractor=open_extractor, say=lambda text: note(with_flags(text)), **choices)
-    if not result["complete"] and Path(run).is_dir():
+    if not result["complete"] and is_folder(Path(run)):
         note(resume_hint(run))
     if report and not as_json:
         show_reports(result)

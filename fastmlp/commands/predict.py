@@ -12,6 +12,7 @@ from fastmlp.commands.common.options import (
     common_options,
     engine_options,
     invert_option,
+    max_decompressed_option,
     skip_bad_option,
     with_flags,
 )
@@ -36,6 +37,7 @@ from fastmlp.commands.common.toolkit import open_extractor
     help="Scale the drawing in each image and move it to the center, as in the images of MNIST.",
 )
 @skip_bad_option
+@max_decompressed_option
 @click.option("--show", metavar="FILE.png", help="Plot the images after all conversions, with their predictions, to this file.")
 @engine_options
 @common_options
@@ -73,10 +75,12 @@ def predict(run: str, inputs: tuple[str, ...], top: int | None, out: str | None,
     file_format = None if out is None else format_of(out)  # a wrong suffix is reported first
     choices["images"] = ImageOptions(*(choices.pop(name) for name in ("invert", "center", "skip_bad")))
     choices["say"] = lambda text: say(with_flags(text))
-    found = predict_files(resolved(run), inputs, top, open_extractor=open_extractor, **choices)
+    shown = top or 1
+    wanted = top if as_json or out is not None else shown  # None for all classes, which can be many
+    found = predict_files(resolved(run), inputs, wanted, open_extractor=open_extractor, **choices)
     if out is not None and file_format is not None:
         write_bytes(out, file_format(found))
     if as_json:
         show_json({"predictions": found})
     elif out is None:
-        show("\n".join(as_lines(found, top or 1)))
+        show("\n".join(as_lines(found, shown)))

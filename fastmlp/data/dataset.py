@@ -27,6 +27,7 @@ from fastmlp.data.rows import Array
 from fastmlp.data.splits import split
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import DataError
+from fastmlp.files.reading import library_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
@@ -217,12 +218,11 @@ def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, Sourc
 
 def _provenance(text: str, location: SourceLocation) -> dict[str, Any]:
     """Parse the provenance of a feature file. Raise DataError if it is not a JSON object with all `PROVENANCE_KEYS`."""
-    try:
+    remedy = "extract the features again"
+    with library_errors(location.text, "not valid JSON", remedy):
         provenance = json.loads(text)
-    except ValueError:
-        provenance = None
     if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
-        raise DataError(f"{location.text}: not a valid description of an extraction; extract the features again")
+        raise DataError(f"{location.text}: not a valid description of an extraction; {remedy}")
     return provenance
 
 

@@ -12,8 +12,9 @@ from typing import Any, NamedTuple
 
 from fastmlp.data.readers.idx import content_sha256
 from fastmlp.errors import DataError, UnavailableError
-from fastmlp.files import file_errors, file_sha256
+from fastmlp.files import file_sha256
 from fastmlp.files.locks import held, sweep, unfinished
+from fastmlp.files.reading import is_file
 
 
 class DataFile(NamedTuple):
@@ -81,8 +82,7 @@ def _candidates(folder: Path, file: DataFile) -> list[tuple[Path, str]]:
 
 def present(folder: Path, file: DataFile) -> Path | None:
     """Return the path of the decompressed file or else of the .gz file, or None if neither exists."""
-    with file_errors("read", folder):
-        return next((path for path, _ in _candidates(folder, file) if path.is_file()), None)
+    return next((path for path, _ in _candidates(folder, file) if is_file(path)), None)
 
 
 def verify_file(folder: Path, file: DataFile, found: Path | None = None) -> list[FileStatus]:
@@ -96,10 +96,9 @@ def verify_file(folder: Path, file: DataFile, found: Path | None = None) -> list
     rows = []
     paths = dict(_candidates(folder, file))
     for path, expected in (paths if found is None or found in paths else {found: file.sha256_plain}).items():
-        with file_errors("read", path):
-            actual = file_sha256(path) if path.is_file() else None
-            if actual not in (None, file.sha256, file.sha256_plain) and content_sha256(path) == file.sha256_plain:
-                actual = file.sha256_plain
+        actual = file_sha256(path) if is_file(path) else None
+        if actual not in (None, file.sha256, file.sha256_plain) and content_sha256(path) == file.sha256_plain:
+            actual = file.sha256_plain
         if actual:
             intact = actual in (file.sha256, file.sha256_plain)
             rows.append(FileStatus(str(path), "ok" if intact else "damaged", actual if intact else expected, actual))

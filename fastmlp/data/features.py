@@ -37,7 +37,8 @@ from fastmlp.data.readers.names import ARRAYS
 from fastmlp.data.readers.tensors import Tensors, tensor_bytes
 from fastmlp.data.rows import Array, Features, take
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import file_errors, write_bytes
+from fastmlp.files import write_bytes
+from fastmlp.files.reading import entries, exists, file_errors, files_matching, is_folder, real_path
 from fastmlp.nn.blocks import block_rows, blocks
 
 FILES = (".npz", ".safetensors")
@@ -89,7 +90,7 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
         raise ConfigError(f"out: the name is longer than {LONGEST_NAME} bytes; choose a shorter one", settings=("out",))
     with file_errors("write", path):
         if path.is_symlink() or not path.name:
-            path = path.resolve()
+            path = real_path(path)
     is_file = path.suffix in FILES
     if out is not None and path.suffix and not is_file:
         raise ConfigError(
@@ -110,7 +111,7 @@ def choose_form(out: str | None, default: str, rows: int, width: int, dtype: str
 def check_place(path: Path) -> None:
     """Raise ConfigError if a path cannot be written to, so that this is reported before the network is trained."""
     with file_errors("write", path):
-        if not path.parent.is_dir():
+        if not is_folder(path.parent):
             raise ConfigError(f"out: there is no folder {path.parent}; create it, or choose another folder", settings=("out",))
         if not os.access(path.parent, os.W_OK):
             raise ConfigError(f"out: the folder {path.parent} cannot be written to; choose another folder", settings=("out",))
@@ -118,18 +119,17 @@ def check_place(path: Path) -> None:
 
 def check_replaceable(path: Path, images: Path) -> None:
     """Raise ConfigError if a path contains anything other than features. Damaged feature files may be replaced."""
-    with file_errors("read", path):
-        if images.exists() and path.samefile(images):
-            raise ConfigError(f"out: {path} is the data set of images; choose another path", settings=("out",))
-        if path.is_dir() and (others := [one.name for one in path.iterdir() if one.name not in FOLDER_FILES]):
-            raise ConfigError(f"out: {path} also contains {others[0]}; choose another path", settings=("out",))
+    if exists(images) and real_path(path) == real_path(images):
+        raise ConfigError(f"out: {path} is the data set of images; choose another path", settings=("out",))
+    if is_folder(path) and (others := [one.name for one in entries(path) if one.name not in FOLDER_FILES]):
+        raise ConfigError(f"out: {path} also contains {others[0]}; choose another path", settings=("out",))
     with contextlib.suppress(DataError):  # a damaged feature file may be replaced
         read_features(path)
 
 
 def read_features(path: Path) -> Dataset:
     """Read a feature file; the returned data set has the name of the images. Raise ConfigError if it has no features."""
-    if not path.is_dir() or is_npy_folder(path):
+    if not is_folder(path) or is_npy_folder(path):
         data = load_data(path)
         if data.provenance is not None:
             return dataclasses.replace(data, name=data.provenance["images"]["name"])
@@ -157,7 +157,7 @@ class FeatureWriter(NamedTuple):
         head, row, path = npy_header((len(pixels), width), dtype), width * dtype.itemsize, self.folder / f"{name}.npy"
         with file_errors("write", path):
             self.folder.mkdir(parents=True, exist_ok=True)
-            with path.open("r+b" if path.exists() else "w+b") as stream:
+            with path.open("r+b" if exists(path) else "w+b") as stream:
                 fits = stream.read(len(head)) == head
                 have = (stream.seek(0, os.SEEK_END) - len(head)) // row if fits else 0
                 first = have if have == len(pixels) else have - have % block_rows(pixels, AT_ONCE)
@@ -240,7 +240,7 @@ def write_folder(path: Path, arrays: dict[str, npt.NDArray[Any]], unfinished: Pa
             write_bytes(unfinished / f"{name}.npy", buffer.getvalue())
     with file_errors("write", path):
         try:
-            if path.exists():
+            if exists(path):
                 path.rename(path.with_name(f".{path.name}.{secrets.token_hex(4)}.old"))
             unfinished.rename(path)
         finally:
@@ -252,8 +252,8 @@ def recover(path: Path) -> None:
 
     The existing folder was renamed to `.NAME.HEX.old`. It is renamed back if `path` does not exist; otherwise, it is removed.
     """
-    for aside in path.parent.glob(f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.old"):
-        if not path.exists():
+    for aside in files_matching(path.parent, f".{glob.escape(path.name)}.{'[0-9a-f]' * 8}.old"):
+        if not exists(path):
             aside.rename(path)
         shutil.rmtree(aside, ignore_errors=True)
 

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.errors import DataError, unknown_name
+from fastmlp.errors import DataError, some_names, unknown_name
 
 MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct integer values are class labels
 # Categories of characters that class names must not contain, in words.
@@ -149,7 +149,8 @@ class LabelEncoder:
             row = int(np.argmax(wrong))
             label, names = labels[row].item() if hasattr(labels[row], "item") else labels[row], self.classes.tolist()
             text = all(isinstance(name, str) for name in (label, *names))
-            reason = unknown_name("class", label, names) if text else f"label {label!r} is not one of the classes {names}"
+            known = some_names([repr(name) for name in names])
+            reason = unknown_name("class", label, names) if text else f"label {label!r} is not one of the classes [{known}]"
             raise DataError(f"{location(row)}: {reason}")
         return numbers.astype(np.int32)
 

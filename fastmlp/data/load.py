@@ -19,7 +19,8 @@ from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.data.tables.load import FitRows, load_table
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError, unknown_name
-from fastmlp.files import file_errors
+from fastmlp.files.limits import decompression_limit
+from fastmlp.files.reading import exists, is_folder, real_path
 from fastmlp.nn.names import canonical_name
 
 
@@ -36,6 +37,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     delimiter: str | None = None,
     header: bool | None = None,
     skip_bad: bool = False,
+    max_decompressed: float | None = None,
     progress: bool = False,
 ) -> Dataset:
     """Load a data set by name or by path.
@@ -59,6 +61,8 @@ def load_data(  # noqa: PLR0913 - the options of all sources
         it
     header : for tables, whether the first row contains the names of the columns; None to detect it
     skip_bad : whether unreadable files of an image folder are left out
+    max_decompressed : largest decompressed size of a file in GiB, and of an array that it declares, see `files.limits`; None
+        for 1 GiB, or 50 times the size of the file if this is more
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
@@ -77,7 +81,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     column = None if target is None else str(target)
     dropped = (drop,) if isinstance(drop, str | int) else drop
     table = TableOptions(column, tuple(map(str, dropped)), missing, task, weight, delimiter, header)
-    return load_source(Source(str(source), data_dir, image_size, table, progress, skip_bad))
+    return load_source(Source(str(source), data_dir, image_size, table, progress, skip_bad, max_decompressed))
 
 
 class Source(NamedTuple):
@@ -93,6 +97,7 @@ class Source(NamedTuple):
     table: TableOptions = TableOptions()
     progress: bool = False
     skip_bad: bool = False
+    max_decompressed: float | None = None
     encoding: TableEncoding | None = None
     fit_rows: FitRows | None = None
 
@@ -102,26 +107,26 @@ def load_source(source: Source) -> Dataset:
     name, path, options = source.name, Path(source.name), source.table
     task = None if options.task is None else canonical_name("task", options.task, TASKS)
     named = name in DATASETS
-    with file_errors("read", path):
-        images = not named and is_image_folder(path)
-        if not (named or path.exists()):
-            hint = "give a valid name, or the path of a table, an .npz file or a folder"
-            raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
-        check_image_size(name, source.image_size, images)
-        if source.skip_bad and not images:
-            raise ConfigError(f"skip_bad is for folders of images, not for {name!r}; leave it out", settings=("skip_bad",))
-        if task == "regression" and images:
-            raise ConfigError(
-                f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
-                settings=("task",),
-            )
-        if options.weight is not None and (named or images or is_idx(path)):
-            raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
-        check_table_options(name, options, not (named or path.is_dir()) and is_table(path))
+    images = not named and is_image_folder(path)
+    if not (named or exists(path)):
+        hint = "give a valid name, or the path of a table, an .npz file or a folder"
+        raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
+    check_image_size(name, source.image_size, images)
+    if source.skip_bad and not images:
+        raise ConfigError(f"skip_bad is for folders of images, not for {name!r}; leave it out", settings=("skip_bad",))
+    if task == "regression" and images:
+        raise ConfigError(
+            f"{path}: the targets of a folder of images are classes, not numbers; use task 'classification'",
+            settings=("task",),
+        )
+    if options.weight is not None and (named or images or is_idx(path)):
+        raise ConfigError(f"{name} has no sample weights; leave weight out", settings=("weight",))
+    check_table_options(name, options, not (named or is_folder(path)) and is_table(path))
+    with decompression_limit(source.max_decompressed):
         if named:
             return check_dataset(load_named(name, source.data_dir, source.progress), name, task)
         arrays = _read(path, source._replace(table=options._replace(task=task)))
-        return check_dataset(arrays, name_of(path), task)
+    return check_dataset(arrays, name_of(path), task)
 
 
 def name_of(path: Path) -> str:
@@ -130,7 +135,7 @@ def name_of(path: Path) -> str:
     >>> name_of(Path("/data/table.csv.gz")), name_of(Path("/data/KMNIST/raw"))
     ('table', 'KMNIST')
     """
-    path = path.resolve()
+    path = real_path(path)
     stem = path.parent.name if path.name == "raw" else path.stem
     return Path(stem).stem if path.suffix == ".gz" else stem
 
@@ -154,12 +159,12 @@ def check_table_options(name: str, options: TableOptions, is_a_table: bool) -> N
 
 def is_image_folder(path: Path) -> bool:
     """Return whether a path is a folder of images with one subfolder per class, and not one of `.npy` or IDX files."""
-    return path.is_dir() and not is_npy_folder(path) and not is_idx(path)
+    return is_folder(path) and not is_npy_folder(path) and not is_idx(path)
 
 
 def _read(path: Path, source: Source) -> RawArrays:
     weight = source.table.weight
-    if path.is_dir():
+    if is_folder(path):
         if is_npy_folder(path):
             return read_npy_folder(path, weight)
         return read_idx_folder(path) if is_idx(path) else read_image_folder(path, source.image_size, source.skip_bad)

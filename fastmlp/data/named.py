@@ -23,7 +23,8 @@ from fastmlp.data.readers.arrays import RawArrays, read_npz
 from fastmlp.data.readers.idx import content_sha256
 from fastmlp.data.readers.idx_folder import NAMES, choose_file, idx_files, read_files, words_of
 from fastmlp.errors import DataError, unknown_name
-from fastmlp.files import file_errors, file_sha256
+from fastmlp.files import file_sha256
+from fastmlp.files.reading import entries, is_file, is_folder
 
 DIGITS = Path(__file__).with_name("digits.csv.gz")  # each line has 64 pixel values from 0 to 16, then the label
 KEYS = tuple(NAMES)  # the arrays of the four files of a `DataEntry`, in this order
@@ -151,7 +152,7 @@ def _locate(name: str, data_dir: str | Path | None) -> Located:
         elif found and incomplete is None:
             incomplete = (folder, tuple(path.name for path in found.values()))
     archives = [root / entry.archive[0], root / name / entry.archive[0]] if entry.archive else []
-    return Located(official, paths, next((file for file in archives if file.is_file()), None), incomplete)
+    return Located(official, paths, next((file for file in archives if is_file(file)), None), incomplete)
 
 
 def _other_folders(name: str, root: Path) -> Iterator[Path]:
@@ -162,9 +163,7 @@ def _other_folders(name: str, root: Path) -> Iterator[Path]:
     """
     names = DATASETS[name].names
     for base in (root, root / "data"):
-        with file_errors("read", base):
-            inner = sorted(base.iterdir()) if base.is_dir() else []
-        for folder in (one for one in inner if "-".join(words_of(one.name)) in names):
+        for folder in (one for one in (entries(base) if is_folder(base) else []) if "-".join(words_of(one.name)) in names):
             yield from (folder / "raw", folder)
     own = "-".join(words_of((root.parent if root.name == "raw" else root).name))
     if not any(own in entry.names for other, entry in DATASETS.items() if other != name):
@@ -183,8 +182,7 @@ def _paths(folder: Path, entry: DataEntry) -> dict[str, Path]:
 
 def _is_another(labels: Path, entry: DataEntry) -> bool:
     """Return whether a file with training labels is the published file of another data set."""
-    with file_errors("read", labels):
-        content = content_sha256(labels)
+    content = content_sha256(labels)
     return any(content == other.files[1].sha256_plain for other in DATASETS.values() if other.files and other is not entry)
 
 

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 import warnings
+from collections import Counter
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -31,7 +32,7 @@ from fastmlp.data.labels import LabelEncoder, check_class_names, class_labels, i
 from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.data.tables.frames import encode_frame, frame_encoding, is_frame
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, some_names
 from fastmlp.nn.network import FloatArray, Network
 
 MANY_CLASSES = 20  # more targets than this that are mostly distinct integers cause a warning
@@ -178,9 +179,11 @@ def checked_names(classes: Any) -> tuple[str, ...]:
     """
     if classes is None:
         return ()
-    if isinstance(classes, str | int) or len(set(map(str, classes))) != len(classes):
+    if isinstance(classes, str | int):
         raise ConfigError(f"classes must be a list of distinct names, not {classes!r}")
     names = tuple(map(str, classes))
+    if repeated := [name for name, count in Counter(names).items() if count > 1]:
+        raise ConfigError(f"classes must be a list of distinct names, but {repeated[0]!r} occurs more than once")
     check_class_names(names, "classes, name {}".format)
     return names
 
@@ -247,9 +250,8 @@ def class_factors(class_weight: Any, classes: tuple[str, ...], numbers: Array) -
     for given, weight in class_weight.items():
         label = int(given) if isinstance(given, float) and given.is_integer() else given
         if str(label) not in known:
-            raise ConfigError(
-                f"class_weight: {label!r} is not one of the classes {', '.join(classes)}", settings=("class_weight",)
-            )
+            message = f"class_weight: {label!r} is not one of the classes {some_names(classes)}"
+            raise ConfigError(message, settings=("class_weight",))
         if not (isinstance(weight, Real) and 0 < float(weight) < math.inf):
             message = f"class_weight: the weight of class {label!r} must be a positive number, not {weight!r}"
             raise ConfigError(message, settings=("class_weight",))

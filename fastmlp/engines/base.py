@@ -133,16 +133,20 @@ class HeldRows(NamedTuple):
 def evaluate_blocks(
     held: HeldRows,
     z: FloatArray | None,
+    outputs: int,
     forward: Callable[[npt.NDArray[Any]], FloatArray],
     row_metrics: Callable[[FloatArray, npt.NDArray[Any]], RowMetrics],
 ) -> RowMetrics:
-    """Evaluate rows block by block. `row_metrics` computes the metrics of a block from its pre-activations and y."""
+    """Evaluate rows block by block. `row_metrics` computes the metrics of a block from its pre-activations and y.
+
+    outputs : number of outputs of the network
+    """
     parts = []
-    for rows, block in inference_blocks(held.x):
-        outputs = forward(block)
+    for rows, block in inference_blocks(held.x, outputs):
+        found = forward(block)
         if z is not None:
-            z[rows] = outputs
-        parts.append(row_metrics(outputs, held.y[rows]))
+            z[rows] = found
+        parts.append(row_metrics(found, held.y[rows]))
     return RowMetrics(np.concatenate([part.loss for part in parts]), np.concatenate([part.correct for part in parts]))
 
 

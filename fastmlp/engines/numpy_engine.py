@@ -87,7 +87,7 @@ class NumpyEngine:
         return HeldRows(x, y)
 
     def evaluate(self, held: HeldRows, z: FloatArray | None = None) -> RowMetrics:
-        return evaluate_blocks(held, z, self.forward, self.row_metrics)
+        return evaluate_blocks(held, z, self.spec.network.sizes[-1], self.forward, self.row_metrics)
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Return the metrics of rows, computed in float64 from their pre-activations."""

@@ -16,7 +16,7 @@ from sklearn.utils.multiclass import check_classification_targets, type_of_targe
 
 from fastmlp.data.labels import LabelEncoder
 from fastmlp.data.rows import Array
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, some_names
 from fastmlp.estimators.base import STOCHASTIC, BaseMLP
 from fastmlp.nn.network import FloatArray
 
@@ -169,8 +169,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if classes is not None:
             labels = unique_labels(classes) if len(classes) else np.empty(0)
             if hasattr(self, "classes_") and not np.array_equal(self.classes_, labels):
-                raise ValueError(
-                    f"`classes={classes!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
+                raise ValueError(  # the repr of an array is short, unlike that of a list
+                    f"`classes={np.asarray(classes)!r}` is not the same as on last call to partial_fit, was: {self.classes_!r}"
                 )
             if not hasattr(self, "classes_"):
                 self._set_classes(y, labels)
@@ -256,7 +256,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             codes = self._encoder.encode(y)
             return codes if len(self.classes_) > 2 else codes[:, None].astype(np.float64)
         if y.ndim == 1:  # one label per row
-            return np.eye(len(self.classes_))[self._encoder.encode(y)]
+            return (self._encoder.encode(y)[:, None] == np.arange(len(self.classes_))).astype(np.float64)
         if y.shape[1] != len(self.classes_):
             raise ValueError(f"y has {y.shape[1]} columns, but there are {len(self.classes_)} labels")
         return (np.asarray(y.toarray() if issparse(y) else y) != 0).astype(np.float64)
@@ -296,7 +296,8 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
             return None
         if isinstance(self.class_weight, Mapping) and not self._multilabel:
             if unknown := set(self.class_weight) - set(self.classes_.tolist()):
-                raise ConfigError(f"class_weight has the keys {sorted(unknown, key=str)}, which are no classes")
+                keys = some_names([repr(key) for key in sorted(unknown, key=str)])
+                raise ConfigError(f"class_weight has the keys [{keys}], which are no classes")
             of_class = [self.class_weight.get(name, 1.0) for name in self.classes_.tolist()]
             weights: FloatArray = np.asarray(of_class, np.float64)[self._encoder.encode(column_or_1d(y))]
         else:

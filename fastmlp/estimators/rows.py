@@ -61,7 +61,7 @@ def forward_rows(engine: Engine, x: Any) -> FloatArray:
 
 def _blocks(x: Any) -> Iterator[Array]:
     if not issparse(x):
-        yield from (block for _, block in inference_blocks(x))
+        yield from (block for _, block in inference_blocks(x, 1))  # the result has the outputs of all rows in any case
         return
     step = dense_block_rows(x)
     for start in range(0, max(x.shape[0], 1), step):

@@ -26,6 +26,8 @@ from fastmlp.experiments.prediction import input_maker
 from fastmlp.experiments.result import describe_data, describe_network
 from fastmlp.experiments.resume import RunState, state_of
 from fastmlp.files import write_bytes
+from fastmlp.files.limits import decompression_limit
+from fastmlp.files.reading import is_file, real_path
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model, load
 from fastmlp.reports.text import predictions_text
@@ -42,6 +44,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     predictions: str | Path | None = None,
     invert: str = "auto",
     skip_bad: bool = False,
+    max_decompressed: float | None = None,
     mistakes: str | Path | None = None,
     open_extractor: OpenExtractor | None = None,
     say: Say = lambda text: None,
@@ -61,6 +64,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     invert : whether the images of an image folder are inverted, see `ImageOptions`; "auto" never inverts the data of the run
     skip_bad : whether unreadable files of the image folder `source` are left out; for the data of the run, the setting of the
         run is used
+    max_decompressed : see `load_data`; None uses the setting of the run
     mistakes : .png file to which misclassified images are plotted, or .csv file to which the rows of a table with the largest
         mistakes are written, see `mistakes.write_mistakes`; only if `split` is a single split
     open_extractor : function that loads the feature extractor stored in the model; needed if the model was trained on
@@ -81,7 +85,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     run = Path(path)
     state = state_of(run)
     config, own = state.config, state.data
-    if not own and run.is_file() and source is None:
+    if not own and is_file(run) and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
     if state.unfinished:
         say(state.unfinished)
@@ -89,7 +93,8 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     check_files(model, split, predictions, mistakes)
     options = config.table_options() if source is None else TableOptions()
     origin, skip_bad = source or config.data.removeprefix(FEATURES_OF), config.skip_bad if source is None else skip_bad
-    data = load_for(model, origin, data_dir or config.data_dir, options, skip_bad)
+    with decompression_limit(config.max_decompressed if max_decompressed is None else max_decompressed):
+        data = load_for(model, origin, data_dir or config.data_dir, options, skip_bad)
     for note in data.notes if source is not None else ():
         say(note)
     if mistakes is not None:
@@ -100,8 +105,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
             f"{config.data} has changed since the run; give it explicitly to evaluate on its new content", settings=("data",)
         )
     splits = own_splits(data) if sizes is None else split_data(data, **sizes)
-    wanted = SPLIT_NAMES if split == "all" else (split,)
-    chosen = {name: relabel(model, data, splits[name]) for name in wanted if name in splits}
+    chosen = {name: relabel(model, data, splits[name]) for name in SPLIT_NAMES if split in (name, "all") and name in splits}
     chosen = invert_images(model, origin, chosen, invert if sizes is None or invert == "yes" else "no", say)
     if images:
         inputs_of = input_maker(model, open_extractor)
@@ -152,7 +156,7 @@ def load_for(model: Model, source: str, data_dir: str | None, options: TableOpti
     if is_folder_of_images(source) and model.image_shape and model.classes and options.weight is None:
         size, channels = model.image_shape[:2], model.image_shape[2]
         arrays = read_image_folder(source, size, skip_bad, channels if channels in (1, 3) else None, least_classes=1)
-        data = check_dataset(arrays, Path(source).resolve().stem)
+        data = check_dataset(arrays, real_path(Path(source)).stem)
     else:
         options = options._replace(task=task)
         data = load_source(Source(source, data_dir, None, options, encoding=model.encoding, skip_bad=skip_bad))

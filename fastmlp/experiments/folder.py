@@ -16,8 +16,9 @@ from typing import Any
 import msgspec
 
 from fastmlp.errors import ConfigError, DataError, printable
-from fastmlp.files import RESTORE, converted, file_errors, file_sha256, make_folders, read_json, read_lines, sync, write_json
+from fastmlp.files import RESTORE, converted, file_sha256, make_folders, read_json, read_lines, sync, write_json
 from fastmlp.files.locks import held, locked_folder, sweep, unfinished
+from fastmlp.files.reading import entries, exists, file_errors, files_matching, is_file, is_folder, modified
 from fastmlp.models.file import check_format_version
 from fastmlp.training.result import EpochLog
 
@@ -117,12 +118,11 @@ def resolve_run(path: str | os.PathLike[str]) -> Path:
     latest = next((one for one in (path, *path.parents) if one.name == LATEST and not os.path.lexists(one)), None)
     if latest is None:
         return path
-    with file_errors("read", latest.parent):
-        times: dict[Path, int] = {}
-        for pattern, level in ((f"*/{CONFIG_NAME}", 0), (f"*/{SEED_FOLDER}*/{CONFIG_NAME}", 1)):
-            for file in latest.parent.glob(pattern):
-                folder = file.parents[level]
-                times[folder] = max(times.get(folder, 0), file.stat().st_mtime_ns)
+    times: dict[Path, int] = {}
+    for folder in filter(is_folder, files_matching(latest.parent, "*")):
+        found = [inner / CONFIG_NAME for inner in (folder, *files_matching(folder, f"{SEED_FOLDER}*"))]
+        if written := [modified(file) for file in found if exists(file)]:
+            times[folder] = max(written)
     if not times:
         raise DataError(f"{latest}: there is no run in {latest.parent}; give the path of a run, or train one")
     return max(times, key=lambda folder: (times[folder], folder.name)) / path.relative_to(latest)
@@ -204,7 +204,7 @@ def run_folder(
 
     The parameters and the exceptions are those of `new_run_folder` and `locked`.
     """
-    existed = out is not None and Path(out).exists()
+    existed = out is not None and exists(Path(out))
     with ExitStack() as stack:
         if out is not None:  # lock it before its old files are removed
             stack.enter_context(locked(Path(out)))
@@ -224,7 +224,7 @@ def removed_if_empty(folder: Path) -> Iterator[None]:
     try:
         yield
     finally:
-        if folder.is_dir() and not any(folder.iterdir()):
+        if is_folder(folder) and not any(entries(folder)):
             folder.rmdir()
         unfinished.discard(folder)
 
@@ -245,20 +245,19 @@ def make_folder(folder: Path) -> None:
 def remove_files(folder: Path, patterns: Sequence[str]) -> None:
     """Delete the files in a folder that match any of the glob patterns."""
     with file_errors("clear the folder", folder):
-        for path in [path for pattern in patterns for path in folder.glob(pattern)]:
+        for path in [path for pattern in patterns for path in files_matching(folder, pattern)]:
             path.unlink(missing_ok=True)
 
 
 def check_free(folder: Path, force: bool) -> None:
     """Raise ConfigError if the folder is not empty and `force` is false, or if it or one of its parents is a file."""
-    with file_errors("read", folder):
-        if any(path.is_file() for path in (folder, *folder.parents)):
-            raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",))
-        if not force and folder.exists() and any(folder.iterdir()):
-            raise ConfigError(
-                f"out: the folder {folder} is not empty; set force to write into it, or choose another folder",
-                settings=("out", "force"),
-            )
+    if any(is_file(path) for path in (folder, *folder.parents)):
+        raise ConfigError(f"out: {folder} or one of its parents is a file; choose another", settings=("out",))
+    if not force and exists(folder) and any(entries(folder)):
+        raise ConfigError(
+            f"out: the folder {folder} is not empty; set force to write into it, or choose another folder",
+            settings=("out", "force"),
+        )
 
 
 def read_result(path: Path) -> dict[str, Any]:

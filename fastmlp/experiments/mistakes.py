@@ -16,6 +16,7 @@ from fastmlp.data.splits import split_indices
 from fastmlp.errors import ConfigError
 from fastmlp.files import write_bytes
 from fastmlp.models.model import Model
+from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.images import most_confident, plot_mistakes
 from fastmlp.reports.text import csv_text, short_name
 
@@ -111,7 +112,8 @@ def scores_of_mistakes(model: Model, answers: Answers) -> npt.NDArray[np.float64
     wrong = np.flatnonzero(predicted != answers.rows.y)
     if len(wrong):
         chosen = Subset(x.array, x.rows[wrong]) if isinstance(x, Subset) else Subset(x, wrong)
-        scores[wrong] = model.outputs(chosen)[np.arange(len(wrong)), predicted[wrong]]
+        for rows, block in inference_blocks(chosen, model.network.sizes[-1]):
+            scores[wrong[rows]] = model.outputs(block)[np.arange(len(block)), predicted[wrong[rows]]]
     return scores
 
 

@@ -114,6 +114,7 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
             config.table_options(),
             progress,
             config.skip_bad,
+            config.max_decompressed,
             fit_rows=functools.partial(training_rows, **config.split_sizes()),
         )
     )

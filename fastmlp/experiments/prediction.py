@@ -20,7 +20,9 @@ from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.load import load_features
 from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
+from fastmlp.files.limits import decompression_limit
 from fastmlp.models.model import Model, load
+from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.predictions import Prediction, fields, place
 
 
@@ -34,6 +36,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     *,
     images: ImageOptions | None = None,
     show: str | Path | None = None,
+    max_decompressed: float | None = None,
     say: Say = lambda text: None,
 ) -> list[Prediction]:
     """Predict every row of the given files.
@@ -51,6 +54,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     images : how images are inverted and centered, and whether unreadable ones are skipped; None for the defaults of
         `ImageOptions`. Arrays of type uint8 count as images if they have as many columns as an image has pixels
     show : PNG file to which the converted images and their predictions are plotted
+    max_decompressed : see `load_data`
     say : function that is called with messages about the inputs, such as columns that are ignored, or images that were inverted
 
     Returns
@@ -84,7 +88,8 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     files = find_files(inputs)
     inputs_of = input_maker(model, open_extractor)
     # All files are read first, to reject invalid ones early.
-    rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
+    with decompression_limit(max_decompressed):
+        rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
     if converter is not None:
         converter.check()
     found = [one for file, read in rows for one in predictions_of(model, file, read, top)]
@@ -195,7 +200,8 @@ def read_arrays(file: Path) -> tuple[npt.NDArray[Any], bool]:
 
 def predictions_of(model: Model, file: Path, rows: Rows, top: int | None) -> list[Prediction]:
     """Return one prediction per row, in the format of `predict_files`."""
-    outputs = model.outputs(rows.x)
+    blocks = inference_blocks(rows.x, model.network.sizes[-1])
+    outputs = (row for _, block in blocks for row in model.outputs(block))
     start = [{"input": str(file), "row": number} for number in range(1, len(rows.x) + 1)]
     incomplete = np.zeros(len(start), bool) if rows.incomplete is None else rows.incomplete
     if not model.classes:

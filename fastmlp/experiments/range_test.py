@@ -9,6 +9,7 @@ from fastmlp.engines.cpu.codegen.observer import observer
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import RangeTestConfig
 from fastmlp.experiments.plan import Say, make_plan
+from fastmlp.files.reading import exists
 from fastmlp.reports.style import own_style, save
 from fastmlp.reports.text import short_name
 from fastmlp.training.learning_rate import range_test
@@ -48,7 +49,7 @@ def run_range_test(
     >>> result["network"], 0.0001 < result["suggestion"] < 0.1
     ('784x16x10', True)
     """
-    if out is not None and not force and Path(out).exists():
+    if out is not None and not force and exists(Path(out)):
         raise ConfigError(f"out: {out} exists; choose another name, or set force to replace it", settings=("out", "force"))
     plan = make_plan(config, progress=not quiet)
     name, label = plan.data.name, plan.network.label

@@ -16,7 +16,7 @@ import msgspec
 from fastmlp.data.checks import CheckedRows
 from fastmlp.data.splits import Splits
 from fastmlp.engines.base import Engine
-from fastmlp.errors import WriteError
+from fastmlp.errors import DataError, WriteError
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import (
     CLASSES_NAME,
@@ -33,8 +33,9 @@ from fastmlp.experiments.folder import (
 )
 from fastmlp.experiments.plan import RunPlan, portable, with_inputs
 from fastmlp.experiments.result import OPTIONAL_FILES, PICTURES, describe_data
-from fastmlp.files import append_line, file_errors, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
+from fastmlp.files import RESTORE, append_line, json_bytes, make_folders, sync, write_bytes, write_json, write_toml
 from fastmlp.files.locks import unfinished
+from fastmlp.files.reading import entries, exists, files_matching, is_folder, library_errors, read_bytes
 from fastmlp.models.file import CHECKPOINT_FILES, CHECKPOINTS_NAME, FILE_NAME
 from fastmlp.models.metrics import classification_metrics, measure
 from fastmlp.models.model import Model
@@ -138,7 +139,7 @@ class RunCheckpoints(Checkpoints):
 
     def begin(self, engine: Engine) -> Checkpoint | None:
         """Set the files of the run to the state of the checkpoint, or of a new run; see `Checkpoints.begin`."""
-        is_new = not (self.run / CONFIG_NAME).exists()
+        is_new = not exists(self.run / CONFIG_NAME)
         try:
             found = super().begin(engine)
             if found is None:
@@ -161,11 +162,11 @@ class RunCheckpoints(Checkpoints):
         Checkpoints are removed first: as long as there is one, the earlier run can be resumed, and needs its other files.
         """
         # They are removed if a signal ends the command line before a new run can be resumed. A run with settings needs them.
-        new = set() if (self.run / CONFIG_NAME).exists() else {self.run / DATA_NAME, self.run / CHECKPOINTS_NAME}
+        new = set() if exists(self.run / CONFIG_NAME) else {self.run / DATA_NAME, self.run / CHECKPOINTS_NAME}
         unfinished.update(new)
         try:
             for name, pattern in FOLDERS.items():
-                if (self.run / name).is_dir():
+                if is_folder(self.run / name):
                     remove_files(self.run / name, (pattern,))
                     sync(self.run / name)  # otherwise, a power failure could bring them back
             remove_files(self.run, FILES)
@@ -181,7 +182,7 @@ class RunCheckpoints(Checkpoints):
 
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint; see `Checkpoints.write`."""
-        if (self.run / CLASSES_NAME).exists():
+        if exists(self.run / CLASSES_NAME):
             sync(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
         super().write(checkpoint._replace(model=with_inputs(checkpoint.model, self.plan.data)), engine)
 
@@ -189,7 +190,7 @@ class RunCheckpoints(Checkpoints):
         """Remove the files of a run that has no result."""
         for name, pattern in FOLDERS.items():
             remove_files(self.run / name, (pattern,))
-            if (self.run / name).is_dir() and not any((self.run / name).iterdir()):
+            if is_folder(self.run / name) and not any(entries(self.run / name)):
                 (self.run / name).rmdir()
         remove_files(self.run, (*FILES, CONFIG_NAME, DATA_NAME))
 
@@ -198,18 +199,22 @@ def restore_logs(folder: Path, history: History) -> None:
     """Set the logs of a run to the state after the epochs in `history`, and remove models of later epochs."""
     write_bytes(folder / METRICS_NAME, metrics_bytes(history))
     write_bytes(folder / TIMINGS_NAME, b"".join(json_bytes(log_lines(row)[1]) for row in history))
-    if (folder / CLASSES_NAME).exists():
-        with file_errors("read", folder / CLASSES_NAME):
-            lines = [line for line in (folder / CLASSES_NAME).read_bytes().splitlines() if 0 < epoch_of(line) <= len(history)]
+    if exists(folder / CLASSES_NAME):
+        lines = [line for line in read_bytes(folder / CLASSES_NAME).splitlines() if 0 < epoch_of(line) <= len(history)]
         write_bytes(folder / CLASSES_NAME, b"".join(line + b"\n" for line in lines))
-    models = [path.name for path in (folder / MODELS_NAME).glob(EPOCH_MODELS)]
+    models = [path.name for path in files_matching(folder / MODELS_NAME, EPOCH_MODELS)]
     kept = {EPOCH_MODEL.format(row["epoch"]) for row in history}
     remove_files(folder / MODELS_NAME, [name for name in models if name not in kept])
+
+
+class _LogLine(msgspec.Struct):
+    epoch: int
 
 
 def epoch_of(line: bytes) -> int:
     """Return the epoch of a line of a log; 0 for a line that a power failure has damaged."""
     try:
-        return int(msgspec.json.decode(line, type=dict[str, Any])["epoch"])
-    except (msgspec.DecodeError, KeyError):
+        with library_errors(CLASSES_NAME, "a damaged line", RESTORE):
+            return msgspec.json.decode(line, type=_LogLine).epoch
+    except DataError:
         return 0

@@ -20,7 +20,8 @@ from fastmlp.errors import ConfigError, DataError, DivergedError, ThresholdError
 from fastmlp.experiments.folder import CLASSES_NAME, LOGS, RESULT_NAME, RESULT_VERSION, remove_files, write_manifest
 from fastmlp.experiments.mistakes import MISTAKES_PICTURE, MISTAKES_TABLE, Answers, kinds_of_mistakes, write_mistakes
 from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, portable, with_inputs
-from fastmlp.files import read_lines, sync, write_bytes, write_json
+from fastmlp.files import iterate_lines, sync, write_bytes, write_json
+from fastmlp.files.reading import exists
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.metrics import evaluate_with_predictions, regression_metrics
 from fastmlp.models.model import Model
@@ -94,7 +95,7 @@ def weights_place(training: TrainResult, folder: Path, saved: bool) -> str:
     saved : whether they were saved in the run folder, which may have been removed since
     """
     place = folder / FILE_NAME
-    if not (saved and place.exists()):
+    if not (saved and exists(place)):
         try:
             place = save_elsewhere(training.model, folder)
         except WriteError as error:
@@ -144,7 +145,7 @@ def write_result(plan: RunPlan, outcome: TrainOutcome, folder: Path) -> dict[str
         write_mistakes(folder / MISTAKES_TABLE, model, answers_of(plan, evaluated, shown))
     draw(plan, training, evaluated, folder)
     for path in (folder / name for name in LOGS):
-        if path.exists():
+        if exists(path):
             sync(path)
     write_manifest(folder)
     return result
@@ -170,8 +171,8 @@ def draw(plan: RunPlan, training: TrainResult, evaluated: Evaluated, folder: Pat
             draw_predictions(answers, folder / PREDICTIONS_PICTURE)
         if ".png" in kinds_of_mistakes(data):
             write_mistakes(folder / MISTAKES_PICTURE, training.model, answers)
-    if (folder / CLASSES_NAME).exists():
-        plot_classes(read_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
+    if exists(folder / CLASSES_NAME):
+        plot_classes(iterate_lines(folder / CLASSES_NAME), classes, folder / CLASSES_PICTURE)
 
 
 def answers_of(plan: RunPlan, evaluated: Evaluated, split: str) -> Answers:

@@ -23,7 +23,8 @@ from fastmlp.experiments.folder import (
     read_result,
 )
 from fastmlp.experiments.plan import RunPlan, in_memory, portable
-from fastmlp.files import file_errors, read_toml
+from fastmlp.files import read_toml
+from fastmlp.files.reading import exists, files_matching, is_file, is_folder, read_bytes
 from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.training.checkpoints.compare import CHANGEABLE
 from fastmlp.training.checkpoints.file import StoredCheckpoint, files_of, read_newest
@@ -35,6 +36,7 @@ RESUMABLE = {
     *CHANGEABLE,
     "data",
     "data_dir",
+    "max_decompressed",
     "out",
     "force",
     "checkpoints",
@@ -75,11 +77,11 @@ def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
 
 def check_is_run(folder: Path) -> None:
     """Raise DataError, with a remedy, if a path is not a run folder."""
-    if (folder / CONFIG_NAME).exists():
+    if exists(folder / CONFIG_NAME):
         return
     if found := seeds_in(folder):
         raise DataError(f"{folder} has the runs of several seeds; give one of them, such as {next(iter(found.values()))}")
-    owner = next((parent for parent in folder.parents if (parent / CONFIG_NAME).exists()), None)
+    owner = next((parent for parent in folder.parents if exists(parent / CONFIG_NAME)), None)
     if owner is not None:
         raise DataError(f"{folder} is part of the run folder {owner}; give the path of the run folder")
     raise DataError(f"{folder} is not a run folder, since it has no {CONFIG_NAME}; check the path, or start a new run")
@@ -87,7 +89,7 @@ def check_is_run(folder: Path) -> None:
 
 def seeds_in(folder: Path) -> dict[int, Path]:
     """Return the run folders by seed in the output folder of `--seeds`, in the order of the seeds."""
-    found = {path.name.removeprefix(SEED_FOLDER): path for path in folder.glob(f"{SEED_FOLDER}*")}
+    found = {path.name.removeprefix(SEED_FOLDER): path for path in files_matching(folder, f"{SEED_FOLDER}*")}
     return dict(sorted((int(seed), path) for seed, path in found.items() if seed.isdecimal()))
 
 
@@ -97,8 +99,8 @@ def resumed_seeds(folder: Path, flags: Mapping[str, Any]) -> tuple[TrainConfig, 
     The folders of all seeds are created before the settings are written, so a run may have been killed before it had any. The
     folder of a seed that diverged in its first epoch is removed.
     """
-    found = {} if (folder / CONFIG_NAME).exists() else seeds_in(folder)
-    with_settings = [path for path in found.values() if (path / CONFIG_NAME).exists()]
+    found = {} if exists(folder / CONFIG_NAME) else seeds_in(folder)
+    with_settings = [path for path in found.values() if exists(path / CONFIG_NAME)]
     if not with_settings:
         return None
     return replace(resumed_config(with_settings[0], flags), out=str(folder)), list(found)
@@ -112,7 +114,7 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
     DataError : the data differ from those of the run, or its checkpoints are damaged
     ConfigError : the run ended without checkpoints
     """
-    if not (folder / CONFIG_NAME).exists():  # of several seeds; the others have settings
+    if not exists(folder / CONFIG_NAME):  # of several seeds; the others have settings
         return None
     check_data(plan, folder)
     if files := files_of(folder):
@@ -124,7 +126,7 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
 
 def has_ended(folder: Path) -> bool:
     """Return whether a run has all its files, and none of them could not be written."""
-    return (folder / MANIFEST_NAME).exists() and read_result(folder / RESULT_NAME)["stopped"] != "failed"
+    return exists(folder / MANIFEST_NAME) and read_result(folder / RESULT_NAME)["stopped"] != "failed"
 
 
 def check_data(plan: RunPlan, folder: Path) -> None:
@@ -162,7 +164,7 @@ def nothing_left(start: StoredCheckpoint, training: TrainResult) -> bool:
 
 def has_run(plan: RunPlan, folder: Path) -> bool:
     """Return whether a folder has a run with the settings and the data of a plan that can be resumed."""
-    if not (folder / CONFIG_NAME).exists() or not (folder / DATA_NAME).exists():
+    if not exists(folder / CONFIG_NAME) or not exists(folder / DATA_NAME):
         return False
     same = read_toml(folder / CONFIG_NAME) == portable(plan.config)
     same = same and read_data(folder).get("sha256") == plan.data.sha256
@@ -203,7 +205,7 @@ def state_of(path: Path) -> RunState:
         return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
     config, data = resolve({}, {}, folder / CONFIG_NAME), read_data(folder)
     text = f"{folder}: the run has not finished"
-    if path.is_file():
+    if is_file(path):
         return RunState(config, data, path, text)
     if not (files := files_of(folder)):
         raise DataError(f"{text}, and has no checkpoint, only {contents(folder)}; resume or repeat the run")
@@ -216,15 +218,14 @@ def state_of(path: Path) -> RunState:
 
 def is_finished(folder: Path) -> bool:
     """Return whether the files of a run folder are those of a finished run, of which some may be missing."""
-    return (folder / MANIFEST_NAME).exists() or not (folder / DATA_NAME).exists()
+    return exists(folder / MANIFEST_NAME) or not exists(folder / DATA_NAME)
 
 
 def contents(folder: Path) -> str:
     """Return what an unfinished run without checkpoints has, in words."""
-    with file_errors("read", folder):
-        metrics = folder / METRICS_NAME
-        epochs = metrics.read_bytes().count(b"\n") if metrics.exists() else 0
-        models = len(list((folder / MODELS_NAME).glob("*.safetensors")))
+    metrics = folder / METRICS_NAME
+    epochs = read_bytes(metrics).count(b"\n") if exists(metrics) else 0
+    models = len(files_matching(folder / MODELS_NAME, "*.safetensors"))
     parts = ["its settings"]
     if epochs:
         parts.append(f"the metrics of {epochs} epoch{'s'[: epochs != 1]}")
@@ -238,8 +239,8 @@ def run_of(path: Path) -> Path | None:
 
     Return None for any other file.
     """
-    if path.is_dir():
+    if is_folder(path):
         return path
     inner = path.absolute().parent
-    is_in_run = inner.name in (CHECKPOINTS_NAME, MODELS_NAME) and (inner.parent / CONFIG_NAME).exists()
+    is_in_run = inner.name in (CHECKPOINTS_NAME, MODELS_NAME) and exists(inner.parent / CONFIG_NAME)
     return inner.parent if is_in_run else None

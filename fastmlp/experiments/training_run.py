@@ -21,6 +21,7 @@ from fastmlp.experiments.plan import RunPlan, Say, make_plan, with_inputs
 from fastmlp.experiments.record import PeriodicSaver, Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start_for
+from fastmlp.files.reading import size_of
 from fastmlp.models.file import files_in
 from fastmlp.models.model import Model
 from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
@@ -112,7 +113,7 @@ def run_training(
 def disk_usage(checkpoints: RunCheckpoints) -> str:
     """Return a text with the number and the size of the checkpoints."""
     files = [] if checkpoints.folder is None else files_in(checkpoints.folder)
-    size = sum(path.stat().st_size for path in files)
+    size = sum(map(size_of, files))
     return f" ({len(files)} checkpoint{'s'[: len(files) != 1]}, {decimal(size)})" if files else ""
 
 

@@ -12,7 +12,7 @@ from fastmlp.experiments.folder import MANIFEST_NAME, METRICS_NAME, check_manife
 from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.experiments.record import metrics_bytes
 from fastmlp.experiments.resume import check_data, resumed_config
-from fastmlp.files import file_errors
+from fastmlp.files.reading import exists, read_bytes
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.model import load
 from fastmlp.training.checkpoints.file import Checkpoint, files_of, read
@@ -42,7 +42,7 @@ def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text
     config, found = resumed_config(folder, flags), files_of(folder)
     if not found:
         raise DataError(f"{folder}: the run has no checkpoint to compare with; repeat it with checkpoints")
-    if (folder / MANIFEST_NAME).exists():
+    if exists(folder / MANIFEST_NAME):
         check_manifest(folder)
     before, last = read(found[-2]) if len(found) > 1 else None, read(found[-1])
     plan = make_plan(config)
@@ -52,7 +52,7 @@ def verify_run(folder: Path, flags: Mapping[str, Any], *, say: Say = lambda text
     repeated = replay(plan.task, before, last)
     theirs = parts_of(last.checkpoint) | {METRICS_NAME: logged_metrics(folder, len(repeated.history))}
     ours = parts_of(repeated) | {METRICS_NAME: metrics_bytes(repeated.history)}
-    if (folder / FILE_NAME).exists() and last.checkpoint.partial is None:  # otherwise, it may be the model of a partial epoch
+    if exists(folder / FILE_NAME) and last.checkpoint.partial is None:  # otherwise, it may be the model of a partial epoch
         theirs[FILE_NAME] = load(folder / FILE_NAME, backend="numpy").parameters.tobytes()
         ours[FILE_NAME] = repeated.model.parameters.tobytes()
     done = 0 if before is None else len(before.checkpoint.history)
@@ -80,8 +80,7 @@ def parts_of(checkpoint: Checkpoint) -> dict[str, bytes]:
 
 def logged_metrics(folder: Path, epochs: int) -> bytes:
     """Return the first lines of metrics.jsonl of a run, one per epoch."""
-    with file_errors("read", folder / METRICS_NAME):
-        return b"".join((folder / METRICS_NAME).read_bytes().splitlines(keepends=True)[:epochs])
+    return b"".join(read_bytes(folder / METRICS_NAME).splitlines(keepends=True)[:epochs])
 
 
 def check_verified(result: Mapping[str, Any]) -> None:

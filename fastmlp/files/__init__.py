@@ -1,4 +1,6 @@
-"""Reading and atomic writing of JSON, TOML and JSON Lines files; locks and hashes of files.
+"""Reading and atomic writing of JSON, TOML and JSON Lines files; hashes of files.
+
+Files are found and opened by reading.py, limits.py limits the memory that small files can claim, and locks.py locks files.
 
 After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
 as DataError, with a one-line message that contains the path and a remedy. A process that is killed leaves its temporary file;
@@ -7,14 +9,11 @@ as DataError, with a one-line message that contains the path and a remedy. A pro
 
 from __future__ import annotations
 
-import contextlib
 import errno
-import gzip
 import hashlib
 import os
 import secrets
 import tomllib
-import zlib
 from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -22,30 +21,15 @@ from typing import Any, TypeVar
 import msgspec
 import tomli_w
 
-from fastmlp.errors import DataError, WriteError, escaped
+from fastmlp.errors import DataError, FastMLPError, WriteError, escaped
 from fastmlp.files.locks import held, sweep, unfinished
+from fastmlp.files.reading import exists, file_errors, is_file, is_folder, library_errors, open_file, read_bytes
 
 Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
+MAX_TOML = 1 << 20  # bytes; a larger file contains no settings, and some contents take quadratic time
 RESTORE = "restore it from a backup or repeat the run"
-_REMEDIES = {
-    errno.ENOSPC: "free some space or choose another folder",
-    errno.EFBIG: "raise the limit on file sizes (ulimit -f) or choose another folder",
-    errno.EACCES: "check the permissions or choose another folder",
-    errno.EPERM: "check the permissions or choose another folder",
-    errno.EROFS: "choose a folder on a writable disk",
-    errno.ENOENT: "check the path, whose folder must exist",
-    errno.EEXIST: "it is a file; choose another name",
-    errno.ENOTDIR: "check the path; one of its folders is a file",
-    errno.ENAMETOOLONG: "choose a shorter name",
-}
-_READING_REMEDIES = _REMEDIES | {
-    errno.EACCES: "check its permissions",
-    errno.EPERM: "check its permissions",
-    errno.ENOENT: "check the path",
-    errno.EISDIR: "it is a folder; give the path of a file",
-}
 
 
 def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
@@ -76,7 +60,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
         if (folder := path.parent.absolute()) not in _swept:
             _swept.add(folder)
             sweep(folder)
-        if path.exists() and not path.is_file():
+        if exists(path) and not is_file(path):
             raise WriteError(f"cannot write {path}: it is not a regular file; choose another name")
         unfinished.add(temporary)
         try:
@@ -160,20 +144,27 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Traceback (most recent call last):
     fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
-    try:
-        with file_errors("read", path):
-            return msgspec.json.decode(Path(path).read_bytes())
-    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError) as error:
-        raise DataError(f"{os.fspath(path)} is not valid JSON ({error}); {RESTORE}") from error
+    return decoded(path, read_bytes(path))
 
 
-def read_toml(path: str | os.PathLike[str]) -> dict[str, Any]:
-    """Return the contents of a TOML file; raise DataError if the file is missing, unreadable, or not valid TOML in UTF-8."""
-    try:
-        with file_errors("read", path):
-            return tomllib.loads(Path(path).read_text(encoding="utf-8"))
-    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
-        raise DataError(f"{os.fspath(path)} is not valid TOML ({error}); {RESTORE}") from error
+def decoded(path: str | os.PathLike[str], text: bytes | str) -> Any:
+    """Return the value of JSON text from a file; raise DataError if the text is not valid JSON in UTF-8."""
+    with library_errors(path, "not valid JSON", RESTORE):
+        return msgspec.json.decode(text)
+
+
+def read_toml(path: str | os.PathLike[str], kind: type[FastMLPError] = DataError) -> dict[str, Any]:
+    """Return the contents of a TOML file with settings.
+
+    kind : type of the error if it is not valid TOML
+
+    Raises
+    ------
+    DataError : the file is missing, unreadable, not a regular file, or larger than `MAX_TOML`
+    """
+    data = read_bytes(path, MAX_TOML)
+    with library_errors(path, "not valid TOML", "correct the file", kind):
+        return tomllib.loads(data.decode())
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:
@@ -222,16 +213,20 @@ def _toml_escape(char: str) -> str:
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:
-    """Return the objects in a file written by `append_line`.
+    """Return the objects in a file written by `append_line`; raise the errors of `iterate_lines`."""
+    return list(iterate_lines(path))
+
+
+def iterate_lines(path: str | os.PathLike[str]) -> Iterator[dict[str, Any]]:
+    """Yield the objects in a file written by `append_line`, without keeping them in memory.
 
     Raise DataError if the file is missing or unreadable, or if a line is not a JSON object.
     """
-    with file_errors("read", path):
-        lines = Path(path).read_bytes().splitlines()
-    try:
-        return [msgspec.json.decode(line, type=dict[str, Any]) for line in lines]
-    except msgspec.DecodeError as error:
-        raise DataError(f"{path} is damaged ({error}); {RESTORE}") from error
+    with open_file(path) as file, file_errors("read", path):
+        for line in file:
+            with library_errors(path, "damaged", RESTORE):
+                found = msgspec.json.decode(line, type=dict[str, Any])
+            yield found
 
 
 def converted(path: str | os.PathLike[str], value: Any, kind: type[Kind]) -> Kind:
@@ -239,10 +234,8 @@ def converted(path: str | os.PathLike[str], value: Any, kind: type[Kind]) -> Kin
 
     path : the file from which the value was read, for the error message
     """
-    try:
+    with library_errors(path, "damaged", RESTORE):
         return msgspec.convert(value, kind)
-    except msgspec.ValidationError as error:
-        raise DataError(f"{os.fspath(path)} is damaged ({error}); {RESTORE}") from error
 
 
 def append_line(path: str | os.PathLike[str], value: object) -> None:
@@ -281,26 +274,6 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
             os.close(descriptor)
 
 
-@contextlib.contextmanager
-def file_errors(verb: str, path: str | os.PathLike[str]) -> Iterator[None]:
-    """Convert file-system and gzip errors to one-line messages with the path, the reason and a remedy.
-
-    Raises
-    ------
-    WriteError : `verb` is not "read"
-    DataError : `verb` is "read"
-    """
-    try:
-        yield
-    except (gzip.BadGzipFile, EOFError, zlib.error) as error:
-        raise DataError(f"cannot {verb} {os.fspath(path)}: damaged gzip file ({error}); use an intact copy") from error
-    except OSError as error:
-        remedies = _READING_REMEDIES if verb == "read" else _REMEDIES
-        remedy = remedies.get(error.errno or 0, "check the disk and the path")
-        kind = DataError if verb == "read" else WriteError
-        raise kind(f"cannot {verb} {os.fspath(path)}: {error.strerror or error}; {remedy}") from error
-
-
 def _write_and_sync(path: Path, data: bytes) -> None:
     """Write the bytes to a new or empty file, and return when they are on the disk."""
     descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | O_BINARY, 0o666)
@@ -321,7 +294,7 @@ def _write_all(descriptor: int, data: bytes) -> None:
 def sync(path: Path) -> None:
     """Return when a file and its name, or the names in a folder, are on the disk; raise WriteError if this fails."""
     with file_errors("write", path):
-        if path.is_dir():
+        if is_folder(path):
             _sync_folder(path)
             return
         descriptor = os.open(path, os.O_WRONLY | O_BINARY)
@@ -349,7 +322,7 @@ def _sync_folder(folder: Path) -> None:
 def make_folders(folder: Path) -> None:
     """Create a folder and its missing parents so that they survive a power failure; raise WriteError if this fails."""
     with file_errors("make the folder", folder):
-        missing = [path for path in (folder, *folder.parents) if not path.exists()]
+        missing = [path for path in (folder, *folder.parents) if not exists(path)]
         folder.mkdir(parents=True, exist_ok=True)
         for path in missing:
             _sync_folder(path.parent)
@@ -376,5 +349,5 @@ def _without_none(value: object) -> Any:
 
 def file_sha256(path: Path) -> str:
     """Return the SHA-256 of a file as a hexadecimal string."""
-    with file_errors("read", path), path.open("rb") as file:
+    with open_file(path) as file, file_errors("read", path):
         return hashlib.file_digest(file, "sha256").hexdigest()

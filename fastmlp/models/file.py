@@ -27,7 +27,8 @@ from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError, printable
-from fastmlp.files import file_errors, write_bytes
+from fastmlp.files import write_bytes
+from fastmlp.files.reading import exists, files_matching, is_folder, library_errors, reason, size_of
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
@@ -147,8 +148,7 @@ def read_checkpoint(
 
 def files_in(folder: Path) -> list[Path]:
     """Return the checkpoints in a folder; the last one is the newest."""
-    with file_errors("read", folder):
-        return sorted(folder.glob(CHECKPOINT_FILES))
+    return files_matching(folder, CHECKPOINT_FILES)
 
 
 def model_file(path: Path) -> Path:
@@ -158,8 +158,8 @@ def model_file(path: Path) -> Path:
     -----
     RuntimeWarning : the folder is that of a run that has not finished, and its newest checkpoint is used
     """
-    if not path.is_dir() or (path / FILE_NAME).exists():
-        return path / FILE_NAME if path.is_dir() else path
+    if not is_folder(path) or exists(path / FILE_NAME):
+        return path / FILE_NAME if is_folder(path) else path
     if found := files_in(path):
         return found[-1]
     if found := files_in(path / CHECKPOINTS_NAME):
@@ -182,13 +182,13 @@ def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callabl
 
 def read_header(file: Path, text: str) -> Header:
     """Parse the description in a model file. Raise DataError if a field is unknown, missing, or of the wrong type."""
-    try:
+    problem, remedy = "the description cannot be read", "another version may have written it"
+    with library_errors(file, problem, remedy):
         found = msgspec.json.decode(text)
-        check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
-        header = msgspec.json.decode(text, type=Header)
-        if not header.network.is_complete:
-            raise ConfigError("the sizes of the network are missing")
-    except (msgspec.MsgspecError, ConfigError, TypeError, RecursionError, UnicodeError) as error:
+    check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
+    try:
+        header = msgspec.convert(found, Header)
+    except Exception as error:  # msgspec calls the checks of Network, which raise ConfigError
         if isinstance(error.__cause__, UnknownActivation):
             name = error.__cause__.activation
             raise DataError(
@@ -196,7 +196,9 @@ def read_header(file: Path, text: str) -> Header:
                 f"the file in Python with load(path, activations={{{name!r}: ...}}), where ... is a fastmlp.Activation or a "
                 "pair (value, slope)"
             ) from error
-        raise DataError(f"{file}: the description cannot be read ({error}); another version may have written it") from error
+        raise DataError(f"{file}: {problem} ({reason(error)}); {remedy}") from error
+    if not header.network.is_complete:
+        raise DataError(f"{file}: {problem} (the sizes of the network are missing); {remedy}")
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:
         raise DataError(
@@ -225,15 +227,11 @@ def take_extractor(tensors: dict[str, npt.NDArray[Any]]) -> bytes | None:
 
 def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
     """Read the metadata and the tensors of a model file. Raise DataError if the file is missing or damaged."""
-    try:
-        size = file.stat().st_size
-        if size > LARGEST_FILE:
-            raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
-        return read_tensors(file)
-    except FileNotFoundError:
-        raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder") from None
-    except OSError as error:
-        raise DataError(f"{file}: cannot be read ({error.strerror})") from error
+    if not exists(file):
+        raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder")
+    if (size := size_of(file)) > LARGEST_FILE:
+        raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
+    return read_tensors(file)
 
 
 def check_format_version(path: Path, found: Any, version: int) -> None:

@@ -21,6 +21,7 @@ from fastmlp.engines.base import Engine
 from fastmlp.errors import DataError
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
+from fastmlp.reports.text import DENSE_CLASSES
 
 if TYPE_CHECKING:
     from fastmlp.models.model import Model
@@ -46,8 +47,7 @@ def classification_metrics(
     dict
         `accuracy`: float, 0 to 1. `per_class`: k dicts with `class`, `precision`, `recall`, `f1` and `support`, the number
         of rows whose true class this is. `macro` (mean over the classes) and `weighted` (mean weighted by support): dicts
-        with `precision`, `recall` and `f1`. `confusion`: the confusion matrix as k lists of k int, with one row per true
-        class and one column per predicted class.
+        with `precision`, `recall` and `f1`. `confusion`: the confusion matrix, see `confusion_matrix`.
 
     Raises
     ------
@@ -66,19 +66,46 @@ def classification_metrics(
     _check_labels("y_true", y_true, len(classes))
     _check_labels("y_pred", y_pred, len(classes))
     _check_same_shape(y_true, y_pred)
-    k = len(classes)
-    confusion = np.bincount(y_true.astype(np.int64) * k + y_pred, minlength=k * k).reshape(k, k)
-    scores, support = _scores(confusion), confusion.sum(axis=1)
+    y_true, y_pred, k = y_true.astype(np.int64), y_pred.astype(np.int64), len(classes)
+    correct, support, predicted = (np.bincount(y, minlength=k) for y in (y_true[y_true == y_pred], y_true, y_pred))
+    scores = {
+        "precision": correct / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
+        "recall": correct / np.maximum(support, 1),
+        "f1": 2 * correct / np.maximum(support + predicted, 1),
+    }
     return {
-        "accuracy": float(np.trace(confusion) / y_true.size),
+        "accuracy": float(correct.sum() / y_true.size),
         "per_class": [
             {"class": name, **{key: float(score[i]) for key, score in scores.items()}, "support": int(support[i])}
             for i, name in enumerate(classes)
         ],
         "macro": {key: float(np.average(score)) for key, score in scores.items()},
         "weighted": {key: float(np.average(score, weights=support)) for key, score in scores.items()},
-        "confusion": confusion.tolist(),
+        "confusion": confusion_matrix(y_true, y_pred, k),
     }
+
+
+def confusion_matrix(y_true: NDArray[np.integer], y_pred: NDArray[np.integer], k: int) -> list[list[int]] | dict[str, Any]:
+    """Return the confusion matrix (k, k), with one row per true class and one column per predicted class.
+
+    For at most `DENSE_CLASSES` classes, it is a list of k lists of k int. For more classes, it is in coordinate format: a dict
+    with the keys `format`, which is "coo", `shape`, which is [k, k], and `row`, `column` and `count`, the lists of the true
+    class, the predicted class and the count of each cell that is not zero, sorted by row and column. There are at most as many
+    of these cells as rows of data. `scipy.sparse.coo_array((count, (row, column)), shape)` is the same matrix.
+
+    y_true, y_pred : (n,) int64 class indices from 0 to k - 1, which are not checked
+
+    >>> confusion_matrix(np.array([0, 0, 1]), np.array([0, 1, 1]), 2)
+    [[1, 1], [0, 1]]
+    >>> confusion_matrix(np.array([5, 999, 5]), np.array([5, 0, 5]), 1000)
+    {'format': 'coo', 'shape': [1000, 1000], 'row': [5, 999], 'column': [5, 0], 'count': [2, 1]}
+    """
+    cells = y_true * k + y_pred
+    if k <= DENSE_CLASSES:
+        return np.bincount(cells, minlength=k * k).reshape(k, k).tolist()
+    found, count = np.unique(cells, return_counts=True)
+    row, column = np.divmod(found, k)
+    return {"format": "coo", "shape": [k, k], "row": row.tolist(), "column": column.tolist(), "count": count.tolist()}
 
 
 def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating]) -> dict[str, float | None]:
@@ -126,16 +153,6 @@ def regression_metrics(y_true: NDArray[np.floating], y_pred: NDArray[np.floating
     }
 
 
-def _scores(confusion: NDArray[np.int64]) -> dict[str, NDArray[np.float64]]:
-    """Return precision, recall and F1 per class, each of shape (k,), from a (k, k) confusion matrix."""
-    correct, true, predicted = np.diagonal(confusion), confusion.sum(axis=1), confusion.sum(axis=0)
-    return {
-        "precision": correct / np.maximum(predicted, 1),  # the numerator is 0 where the denominator is 0
-        "recall": correct / np.maximum(true, 1),
-        "f1": 2 * correct / np.maximum(true + predicted, 1),
-    }
-
-
 def _r2(true: NDArray[np.float64], error: NDArray[np.float64]) -> float:
     """Return the coefficient of determination, averaged over the targets, from the true values and the errors (n, k)."""
     errors, deviations = np.square(error).sum(axis=0), np.square(true - true.mean(axis=0)).sum(axis=0)
@@ -171,7 +188,7 @@ def measure(network: Network, engine: Engine, x: Features, y: npt.NDArray[Any]) 
 
     losses = np.empty(len(x))
     predictions = np.empty(y.shape, np.int64 if y.ndim == 1 else np.float64)
-    for rows, block in inference_blocks(x):
+    for rows, block in inference_blocks(x, network.sizes[-1]):
         z = np.empty((len(block), network.sizes[-1]))  # float64 represents the values of every engine exactly
         losses[rows] = engine.evaluate(engine.hold(block, y[rows]), z).loss
         predictions[rows] = z.argmax(axis=1) if y.ndim == 1 else OUTPUTS[network.output or ""](z)

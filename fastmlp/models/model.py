@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -111,7 +112,13 @@ class Model(Summarized):
 
     def forward(self, x: Features) -> FloatArray:
         """Return the pre-activations of the output layer (n, outputs) for inputs x (n, features) before scaling."""
-        return forward_rows(self.engine(), check_rows(self.inputs(x), self.network.sizes[0], self.parameters.dtype))
+        return np.concatenate([*self._forward_blocks(x)])
+
+    def _forward_blocks(self, x: Features) -> Iterator[FloatArray]:
+        """Yield the result of `forward` in blocks of rows; all rows of a network with many outputs may exceed the memory."""
+        engine, outputs = self.engine(), self.network.sizes[-1]
+        checked = check_rows(self.inputs(x), self.network.sizes[0], self.parameters.dtype)
+        return (engine.forward(block) for _, block in inference_blocks(checked, outputs))
 
     def inputs(self, x: Any) -> Any:
         """Return the features of a data frame for a model of a table, matched by the names of the columns; other x unchanged.
@@ -173,7 +180,8 @@ class Model(Summarized):
         DataError : x has the wrong number of features, or values that are not finite
         """
         if self.classes:
-            return class_labels(self.classes, self.text_labels)[self.forward(x).argmax(axis=1)]
+            numbers = np.concatenate([z.argmax(axis=1) for z in self._forward_blocks(x)])
+            return class_labels(self.classes, self.text_labels)[numbers]
         y = self.outputs(x)
         y = (y > 0.5).astype(np.int64) if self.is_multilabel else y
         return y.ravel() if y.shape[1] == 1 else y
@@ -247,8 +255,3 @@ def load(
     True
     """
     return Model(**file.read(path, activations), backend=backend, threads=threads)
-
-
-def forward_rows(engine: Engine, x: Features) -> FloatArray:
-    """Apply `engine.forward` to all rows, block by block, and return the result (n, outputs)."""
-    return np.concatenate([engine.forward(block) for _, block in inference_blocks(x)])

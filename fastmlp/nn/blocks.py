@@ -12,6 +12,7 @@ import numpy.typing as npt
 BLOCK_BYTES = 1 << 24  # maximum size of a block, in bytes
 # Maximum number of rows per forward pass in inference. It limits memory use, and the delay until Ctrl-C takes effect.
 ROWS_AT_ONCE = 16384
+OUTPUT_BYTES = 1 << 27  # maximum size of the outputs of a block in float64; it is reached with more than 1024 outputs
 
 
 class RowSource(Protocol):
@@ -42,9 +43,10 @@ def blocks(x: RowSource, max_rows: int | None = None, first: int = 0) -> Iterato
         yield rows, x[rows]
 
 
-def inference_blocks(x: RowSource) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
-    """Yield blocks of at most ROWS_AT_ONCE rows.
+def inference_blocks(x: RowSource, outputs: int) -> Iterator[tuple[slice, npt.NDArray[Any]]]:
+    """Yield blocks of at most ROWS_AT_ONCE rows, whose outputs (rows, outputs) take at most OUTPUT_BYTES, but at least 1 row.
 
     If x has no rows, yield one empty block, so that the kernels are still called, and therefore compiled.
     """
-    return blocks(x, ROWS_AT_ONCE) if len(x) else iter([(slice(0, 0), x[:0])])
+    most = max(1, min(ROWS_AT_ONCE, OUTPUT_BYTES // (8 * outputs)))
+    return blocks(x, most) if len(x) else iter([(slice(0, 0), x[:0])])

@@ -12,7 +12,7 @@ import numpy.typing as npt
 
 from fastmlp.errors import printable
 from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figure, own_style, save
-from fastmlp.reports.text import short_name
+from fastmlp.reports.text import DENSE_CLASSES, short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -20,6 +20,7 @@ if TYPE_CHECKING:
 Array = npt.NDArray[Any]
 MOST_TILES = 64  # maximum number of filters or feature maps in a figure
 MOST_POINTS = 3000  # maximum number of points in a projection
+COLORED_CLASSES = 20  # number of classes with a colour in a projection of more than DENSE_CLASSES classes
 SHEET = (4, 6)  # rows and columns of the grid of mistakes
 # Sizes in a grid of images, in inches: width of a tile, longer side of an image, height of a line of text above it, gap below
 # it, height of the title, and minimum width of the figure.
@@ -63,29 +64,32 @@ def plot_maps(image: Array, maps: Array, path: Path, title: str) -> None:
 def plot_projection(features: Array, labels: Array, classes: Sequence[str], path: Path, title: str) -> None:
     """Write a PNG file of features (n, width) projected onto their first two principal components, coloured by label (n,).
 
-    At most 3,000 rows are drawn. They are chosen at random with a fixed seed.
+    At most 3,000 rows are drawn. They are chosen at random with a fixed seed. With more than `DENSE_CLASSES` classes, the 20
+    classes with the most drawn rows have colours, and the rows of the other classes are grey.
     """
     chosen = np.random.default_rng(0).permutation(len(features))[:MOST_POINTS]
     points, shares = principal(features[chosen])
+    labels, numbers = labels[chosen], np.arange(len(classes))
+    if len(classes) > DENSE_CLASSES:
+        counts = np.bincount(labels, minlength=len(classes))
+        numbers = np.sort(np.argsort(-counts, kind="stable")[:COLORED_CLASSES])
+    names = [classes[number] for number in numbers.tolist()]
     with own_style():
         figure = new_figure(8.4, 6.2, f"{title}: {len(chosen):,} rows")
         axes = figure.add_subplot()
+        style: dict[str, Any] = {"s": 9, "linewidths": 0, "alpha": 0.75}
         shown = []
-        for number in range(len(classes)):
-            mine = labels[chosen] == number
-            marker = MARKERS[number // len(COLORS) % len(MARKERS)]
-            style: dict[str, Any] = {
-                "s": 9,
-                "linewidths": 0,
-                "alpha": 0.75,
-                "marker": marker,
-                "color": COLORS[number % len(COLORS)],
-            }
-            shown.append(axes.scatter(*points[mine].T, **style))
+        for place, number in enumerate(numbers):
+            marker, color = MARKERS[place // len(COLORS) % len(MARKERS)], COLORS[place % len(COLORS)]
+            shown.append(axes.scatter(*points[labels == number].T, marker=marker, color=color, **style))
+        if len(numbers) < len(classes):
+            names.append(f"{len(classes) - len(numbers):,} other classes")
+            others = points[~np.isin(labels, numbers)]
+            shown.append(axes.scatter(*others.T, color=GREY, zorder=0, **style))
         axes.set_xlabel(f"first principal component ({shares[0]:.0%} of the variance)")
         axes.set_ylabel(f"second principal component ({shares[1]:.0%})")
         axes.spines[["top", "right"]].set_visible(False)
-        class_legend(figure, shown, classes, markerscale=2.5, ncols=math.ceil(len(classes) / 25))
+        class_legend(figure, shown, names, markerscale=2.5, ncols=math.ceil(len(names) / 25))
         save(figure, path)
 
 

@@ -14,6 +14,7 @@ import numpy.typing as npt
 from fastmlp.errors import printable
 
 MOST_CLASSES = 25  # with more classes, the table is truncated and the confusion matrix is drawn without counts
+DENSE_CLASSES = 200  # with more classes, confusion matrices are stored in sparse form, and figures show 20 classes
 LONGEST_NAME = 28
 LONGEST_REPORTED = 100  # maximum number of characters of a class name in a classification report
 REPORT_NAME = "report.txt"
@@ -173,8 +174,10 @@ def bold(text: str, color: bool) -> str:
     return f"\x1b[1m{text}\x1b[0m" if color else text
 
 
-def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
+def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int | None = None) -> str:
     """Return the text of `sklearn.metrics.classification_report` for a result of `metrics.classification_metrics`.
+
+    most : maximum number of classes to list; a line has the number of the others. None lists all classes
 
     Unlike in scikit-learn, control characters in class names, such as line breaks, are escaped, and names of more than 100
     characters are truncated.
@@ -202,7 +205,9 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2) -> str:
         return f"{name:>{width}} {scores} {support:>9}\n"
 
     head = " " * width + " " + "".join(f" {name:>9}" for name in HEADINGS) + "\n\n"
-    classes = "".join(line(row["class"], row, row["support"]) for row in rows)
+    classes = "".join(line(row["class"], row, row["support"]) for row in rows[:most])
+    if most is not None and len(rows) > most:
+        classes += f"({len(rows) - most:,} more classes; redirect the output to a file to see all of them)\n"
     accuracy = f"{'accuracy':>{width}} " + " " * 20 + f" {figures['accuracy']:>9.{digits}f} {total:>9}\n"
     averages = "".join(line(f"{name} avg", figures[name], total) for name in ("macro", "weighted"))
     return f"{head}{classes}\n{accuracy}{averages}"

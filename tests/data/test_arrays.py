@@ -112,12 +112,12 @@ def headed(*shape: int) -> bytes:
 
 
 DAMAGE = {
-    "empty file": (b"", "not a readable .npy file"),
-    "not an .npy file": (b"x" * 999, "not a readable .npy file"),
-    "another version": (GOOD[:6] + b"\x09" + GOOD[7:], "not a readable .npy file"),
-    "header cut off": (GOOD[: HEADER - 9], "not a readable .npy file"),
-    "header that is not Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not a readable .npy file"),
-    "an archive": (b"PK\x03\x04" + GOOD, "not a readable .npy file"),
+    "empty file": (b"", "not in the format of numpy.save"),
+    "not an .npy file": (b"x" * 999, "not in the format of numpy.save"),
+    "another version": (GOOD[:6] + b"\x09" + GOOD[7:], "not in the format of numpy.save"),
+    "header cut off": (GOOD[: HEADER - 9], "not in the format of numpy.save"),
+    "header that is not Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not in the format of numpy.save"),
+    "an archive": (b"PK\x03\x04" + GOOD, "not in the format of numpy.save"),
     "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, but the file holds 0; save"),
     "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, but the file holds 479; save"),
     "trailing byte": (GOOD + b"\0", "claims 40x6x2 uint8 = 480 bytes, but the file holds 481; save"),

@@ -11,7 +11,7 @@ from PIL import Image
 from support.data import message
 
 from fastmlp.data.load import load_data
-from fastmlp.data.readers.images import images_in, load_images, read_image, read_image_folder, skipped_note
+from fastmlp.data.readers.images import BadImageError, images_in, load_images, read_image, read_image_folder, skipped_note
 from fastmlp.errors import ConfigError, DataError
 
 UPRIGHT = np.arange(15, dtype=np.uint8).reshape(3, 5) * 16
@@ -191,7 +191,7 @@ def test_the_note_has_the_first_names() -> None:
     assert skipped_note(names[:1], 1) == "skipped 1 of 1 image as unreadable: 0.png"
 
 
-@pytest.mark.parametrize("error", [RuntimeError("damaged"), NotImplementedError("format"), TypeError("a"), OSError("b")])
+@pytest.mark.parametrize("error", [RuntimeError("a b"), KeyError("a b"), MemoryError("a b"), OSError("a b")])
 def test_every_exception_of_pillow_becomes_one_that_names_the_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -201,7 +201,7 @@ def test_every_exception_of_pillow_becomes_one_that_names_the_file(
     monkeypatch.setattr(Image, "open", fail)
     path = tmp_path / "a.png"
     path.touch()
-    assert message(DataError, read_image, path, 1).startswith(f"{path}: not a readable image ({error}); replace")
+    assert message(BadImageError, read_image, path, 1).startswith(f"{path}: not a readable image ({error}); replace")
 
 
 def test_a_file_that_is_not_an_image_gives_a_message_without_python_objects(tmp_path: Path) -> None:

@@ -72,7 +72,10 @@ def test_damage_is_reported(tmp_path, kind, packed):
     path = tmp_path / "images"
     path.write_bytes(gzip.compress(content) if packed else content)
     text = message(read_idx, path, (3,))
-    assert text.startswith(f"{path}: ") and expected in text and "replace it with an intact copy" in text
+    if kind == "absurd size" and packed:
+        assert text.startswith(f"{path}: {path.stat().st_size} bytes that claim to be ") and "set max_decompressed" in text
+    else:
+        assert text.startswith(f"{path}: ") and expected in text and "replace it with an intact copy" in text
 
 
 def test_labels_in_the_place_of_images_are_reported(tmp_path):
@@ -121,7 +124,7 @@ def test_a_header_that_claims_a_huge_array_allocates_no_memory_for_it(tmp_path, 
     text = message(read_idx, path)
     peak = tracemalloc.get_traced_memory()[1]
     tracemalloc.stop()
-    assert "the file holds only 24" in text and peak < 10 << 20
+    assert ("bytes that claim to be" if packed else "the file holds only 24") in text and peak < 10 << 20
 
 
 def test_a_gzip_bomb_is_read_only_up_to_the_size_in_its_header(tmp_path):

@@ -135,7 +135,16 @@ def test_blocks_cover_all_rows_within_the_size_limit(size: int, most: int | None
         assert np.array_equal(np.concatenate([block for _, block in found]), np.asarray(x))
         assert all(block.nbytes <= max(size, 12) and len(block) <= (most or 10) for _, block in found)
     assert list(blocks(X[:0])) == []
-    assert [(rows, len(block)) for rows, block in inference_blocks(X[:0])] == [(slice(0, 0), 0)]
+    assert [(rows, len(block)) for rows, block in inference_blocks(X[:0], 5)] == [(slice(0, 0), 0)]
+
+
+@pytest.mark.parametrize(("outputs", "rows"), [(1, 16384), (1024, 16384), (1025, 16368), (65536, 256), (1 << 40, 1)])
+def test_blocks_of_inference_limit_the_size_of_the_outputs(outputs: int, rows: int) -> None:
+    x = np.broadcast_to(np.float32(0), (40_000, 1))
+    sizes = [len(block) for _, block in inference_blocks(x[: 3 * rows + 1], outputs)]
+    assert sum(sizes) == min(3 * rows + 1, 40_000)
+    assert set(sizes[:-1]) == {rows}
+    assert sizes[-1] <= rows
 
 
 @pytest.mark.parametrize("index", [(0, 0), (4, 2), (9, 1)])

@@ -342,10 +342,10 @@ def test_paths_without_a_run(runs: Path, tmp_path: Path) -> None:
         ("result.json", "{}", "result.json differs from its SHA-256 in manifest.json"),
         ("result.json", None, "cannot read {}/result.json"),
         ("config.toml", "lr = 1", "config.toml differs from its SHA-256"),
-        ("manifest.json", "{", "manifest.json is not valid JSON"),
+        ("manifest.json", "{", "manifest.json: not valid JSON"),
         ("metrics.jsonl", None, "cannot read {}/metrics.jsonl"),
-        ("metrics.jsonl", '{"epoch": 1', "{}/metrics.jsonl is damaged"),
-        ("metrics.jsonl", '{"epoch": 1}\n', "{}/metrics.jsonl is damaged (Object missing required field `loss`"),
+        ("metrics.jsonl", '{"epoch": 1', "{}/metrics.jsonl: damaged"),
+        ("metrics.jsonl", '{"epoch": 1}\n', "{}/metrics.jsonl: damaged (Object missing required field `loss`"),
         ("metrics.jsonl", '{"epoch":2,"loss":1,"accuracy":1,"val_loss":1,"val_accuracy":1}\n', "the epochs are not 1 to 1"),
     ],
 )
@@ -365,11 +365,11 @@ def test_damaged_files_of_a_finished_run_are_named(
 @pytest.mark.parametrize(
     ("name", "content", "message"),
     [
-        ("config.toml", "lr = [", "config.toml is not valid TOML"),
+        ("config.toml", "lr = [", "config.toml: not valid TOML"),
         ("config.toml", "lrr = 1", "{}/config.toml cannot be used ({}/config.toml: unknown key 'lrr'"),
-        ("data.json", '{"format_version": 1}', "{}/data.json is damaged (Object missing required field `name`)"),
+        ("data.json", '{"format_version": 1}', "{}/data.json: damaged (Object missing required field `name`)"),
         ("data.json", '{"format_version": 9}', "{}/data.json"),
-        ("timings.jsonl", '{"epoch": 1}\n', "{}/timings.jsonl is damaged (Object missing required field `seconds`"),
+        ("timings.jsonl", '{"epoch": 1}\n', "{}/timings.jsonl: damaged (Object missing required field `seconds`"),
     ],
 )
 def test_damaged_files_of_a_killed_run_are_named(name: str, content: str, message: str, runs: Path, tmp_path: Path) -> None:
@@ -384,7 +384,7 @@ def test_damaged_seeds(runs_entry: str, runs: Path, tmp_path: Path) -> None:
     folder = tmp_path / "seeds"
     shutil.copytree(runs / "seeds", folder)
     (folder / "seeds.json").write_text(f'{{"format_version": 1, "runs": {runs_entry}}}')
-    with one_line(DataError, f"{folder / 'seeds.json'} is damaged ("):
+    with one_line(DataError, f"{folder / 'seeds.json'}: damaged ("):
         compare_runs(folder)
     shutil.copy(runs / "seeds" / "seeds.json", folder)
     shutil.rmtree(folder / "seed-1")

@@ -351,7 +351,7 @@ def test_only_unreadable_files_or_a_missing_one_are_an_error(home: Path, tmp_pat
     assert "skip" not in text
     save(tmp_path / "c.png", framed_digit(1))
     text = refused(3, "predict", home / "runs" / "digits", tmp_path / "c.png", tmp_path / "d.png", "--skip-bad")
-    assert text.startswith(f"{tmp_path / 'd.png'}: not a readable image")
+    assert text.startswith(f"cannot read {tmp_path / 'd.png'}: ")
 
 
 def test_train_and_evaluate_skip_unreadable_files(home: Path, tmp_path: Path) -> None:

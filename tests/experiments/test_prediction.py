@@ -249,7 +249,7 @@ def test_arrays_that_do_not_fit(arrays: dict[str, Any], message: str, model: Pat
 
 def test_pickles_are_refused(model: Path, tmp_path: Path) -> None:
     np.savez(tmp_path / "a.npz", x=np.array([[{}, {}]], object))
-    with pytest.raises(DataError, match="cannot be read"):
+    with pytest.raises(DataError, match="holds Python objects"):
         predict(model, tmp_path / "a.npz")
 
 

@@ -327,7 +327,7 @@ def test_damaged_metrics_are_named(text: str) -> None:
     folder = make_run("ee5179-1", history(3, 0.9))
     (folder / "metrics.jsonl").write_text(text, errors="surrogateescape")
     line = refused(3, "recipes", "plot", "ee5179-*", "--runs", "set")
-    assert line.startswith("set/ee5179-1/metrics.jsonl is damaged (")
+    assert line.startswith("set/ee5179-1/metrics.jsonl: damaged (")
     (folder / "metrics.jsonl").unlink()
     assert "cannot read set/ee5179-1/metrics.jsonl" in refused(3, "recipes", "plot", "ee5179-*", "--runs", "set")
 

@@ -315,7 +315,7 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     ("name", "text", "message"),
     [
         ("result.json", "[]", "set/group7-mlp-2/result.json: no format version"),
-        ("config.toml", "a = ", "set/group7-mlp-2/config.toml is not valid TOML"),
+        ("config.toml", "a = ", "set/group7-mlp-2/config.toml: not valid TOML"),
         ("config.toml", None, "cannot read set/group7-mlp-2/config.toml"),
     ],
 )

@@ -249,5 +249,5 @@ def test_an_incomplete_line_is_removed(tmp_path: Path) -> None:
 def test_damaged_json(tmp_path: Path, data: bytes) -> None:
     path = tmp_path / "result.json"
     path.write_bytes(data)
-    with one_line(DataError, path, "is not valid JSON", "repeat the run"):
+    with one_line(DataError, path, "not valid JSON", "repeat the run"):
         files.read_json(path)

@@ -7,7 +7,7 @@ import os
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -171,9 +171,18 @@ def test_curves_bridge_missing_values_and_best_epoch_may_be_none() -> None:
     assert lines["validation"].get_xdata().tolist() == [1, 3, 4]
 
 
+def figure_of(counts: Any, names: Sequence[str], title: str = "digits") -> Figure:
+    """Return the figure that `plot_confusion` would save."""
+    found: list[Figure] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(confusion_pictures, "save", lambda figure, path: found.append(figure))
+        confusion_pictures.plot_confusion(counts, names, "a.png", title)
+    return draw(found[0])
+
+
 def confusion_figure(k: int, names: tuple[str, ...], rows: int = 1000) -> tuple[Any, Figure]:
     counts = np.array(make_confusion(k, rows))
-    return counts, draw(confusion_pictures._confusion_figure(counts, [short_name(name) for name in names], "digits"))
+    return counts, figure_of(counts, names)
 
 
 CHINESE = tuple("甲" * i for i in range(1, 11))
@@ -189,7 +198,7 @@ SHORT = tuple(map(str, range(300)))
         *((k, names) for k in (1, 2, 10, 25, 100) for names in (SHORT, LONG)),
         (10, CLOTHES),
         (26, SHORT),
-        (300, LONG),
+        (200, LONG),
         (10, CHINESE),
     ],
 )
@@ -246,7 +255,7 @@ def test_counts_are_readable_on_every_colour() -> None:
 
 
 def test_colour_is_the_fraction_of_the_row() -> None:
-    figure = draw(confusion_pictures._confusion_figure(np.array([[1, 3], [0, 0]]), ["a", "b"], "t"))
+    figure = figure_of([[1, 3], [0, 0]], ["a", "b"], "t")
     (image,) = figure.axes[0].images
     assert np.asarray(image.get_array()).tolist() == [[0.25, 0.75], [0.0, 0.0]]
     assert image.norm.vmin == 0
@@ -255,7 +264,7 @@ def test_colour_is_the_fraction_of_the_row() -> None:
 
 def test_names_are_not_parsed_as_math(tmp_path: Path) -> None:
     names = ["$a_1$", "b\x1b[31m\nx", "鱼类", "\U0001f600", "%s {x}"]
-    figure = draw(confusion_pictures._confusion_figure(np.eye(5, dtype=int), [short_name(name) for name in names], "$t_1$"))
+    figure = figure_of(np.eye(5, dtype=int), names, "$t_1$")
     labels = [*figure.axes[0].get_xticklabels(), *figure.axes[0].get_yticklabels()]
     assert not any(label.get_parse_math() for label in labels)
     assert labels[1].get_text() == r"b\x1b[31m\nx"

@@ -107,14 +107,18 @@ def show_figures(result: Mapping[str, Any], as_json: bool) -> None:
 
 
 def show_reports(result: Mapping[str, Any]) -> None:
-    """Write the classification report of each evaluated split to stdout; raise ConfigError for a regression model."""
-    from fastmlp.reports.text import classification_report
+    """Write the classification report of each evaluated split to stdout; raise ConfigError for a regression model.
+
+    On a terminal, at most `DENSE_CLASSES` classes are listed.
+    """
+    from fastmlp.reports.text import DENSE_CLASSES, classification_report
 
     parts = {name: result[name] for name in ("test", "validation", "train") if result.get(name)}
     if not all("per_class" in figures for figures in parts.values()):
         raise ConfigError("a classification report needs a classifier, but this is a regression model", settings=("report",))
-    head = "{}\n" if len(parts) > 1 else ""
-    show("\n".join(head.format(name) + classification_report(figures) for name, figures in parts.items()).removesuffix("\n"))
+    head, most = "{}\n" if len(parts) > 1 else "", DENSE_CLASSES if sys.stdout.isatty() else None
+    reports = [head.format(name) + classification_report(figures, most=most) for name, figures in parts.items()]
+    show("\n".join(reports).removesuffix("\n"))
 
 
 def show_files(files: list[Any], as_json: bool) -> None:

@@ -245,6 +245,13 @@ skip_bad_option = click.option(
     envvar="FASTMLP_SKIP_BAD",
     help="Leave out unreadable image files instead of exiting with an error.",
 )
+max_decompressed_option = click.option(
+    "--max-decompressed",
+    type=float,
+    envvar="FASTMLP_MAX_DECOMPRESSED",
+    metavar="X",
+    help=FIELDS["max_decompressed"].metadata["help"],
+)
 config_option = click.option("--config", metavar="FILE", envvar="FASTMLP_CONFIG", help="TOML file with settings as keys.")
 print_option = click.option(
     "--print-config", cls=Option, common=False, is_flag=True, help="Print the settings as TOML, as read by --config, and exit."

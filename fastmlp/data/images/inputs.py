@@ -17,6 +17,7 @@ from fastmlp.data.readers.image_conversion import to_row
 from fastmlp.data.readers.images import BadImages, check_image_shape, images_in, read_image, read_or_skip, skipped_note
 from fastmlp.data.rows import Array
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.files.reading import exists, is_folder
 from fastmlp.nn.names import canonical_name
 
 if TYPE_CHECKING:
@@ -190,9 +191,9 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     files: list[Path] = []
     for given in inputs:
         path = Path(given)
-        if path.is_dir():
+        if is_folder(path):
             files += images_in(path)
-        elif path.exists() or not glob.has_magic(str(given)):
+        elif exists(path) or not glob.has_magic(str(given)):
             files.append(path)
         else:
             files += matches(str(given))
@@ -202,7 +203,7 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
 def matches(pattern: str) -> list[Path]:
     """Return the files that match a pattern, sorted; if only folders match, return the images in them."""
     found = sorted(map(Path, glob.glob(pattern, recursive=True)))  # noqa: PTH207 - Path.glob accepts no absolute patterns
-    files = [path for path in found if not path.is_dir()] or [file for folder in found for file in images_in(folder)]
+    files = [path for path in found if not is_folder(path)] or [file for folder in found for file in images_in(folder)]
     if not files:
         raise DataError(f"{pattern}: no file matches this pattern; check the pattern, or give the paths of files or folders")
     return list(dict.fromkeys(files))  # folders that match ** can be nested

@@ -11,9 +11,7 @@ import json
 import math
 import mmap
 import os
-import tokenize
 import zipfile
-import zlib
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
@@ -28,7 +26,8 @@ from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.names import ARRAYS, TRAINING, find_names
 from fastmlp.data.readers.tensors import read_pt_tensors, read_tensors
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors
+from fastmlp.files.limits import check_claim
+from fastmlp.files.reading import file_errors, files_matching, is_file, library_errors, open_file, size_of
 
 if TYPE_CHECKING:
     from fastmlp.data.tables.encoding import TableEncoding
@@ -36,6 +35,7 @@ if TYPE_CHECKING:
 # Read-ahead is disabled for files larger than this fraction of the machine's memory, because they do not fit into the page
 # cache. Training reads rows in random order, so reading ahead would only evict pages that are still needed.
 READ_AHEAD_SHARE = 0.5
+UNREADABLE = "save plain arrays of numbers or strings, without Python objects or ragged rows"  # remedy
 HEADERS = {(1, 0): npy.read_array_header_1_0, (2, 0): npy.read_array_header_2_0}
 
 
@@ -68,8 +68,7 @@ class RawArrays(NamedTuple):
 
 def is_npy_folder(path: Path) -> bool:
     """Return whether a folder contains features or targets as `.npy` files and is therefore read as a folder of arrays."""
-    with file_errors("read", path):
-        return any((path / f"{name}.npy").is_file() for name in {name for pair in TRAINING for name in pair})
+    return any(is_file(path / f"{name}.npy") for name in {name for pair in TRAINING for name in pair})
 
 
 def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
@@ -98,46 +97,62 @@ def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
     ('memmap', [[1, 0], [0, 1]], ['no', 'yes'])
     """
     folder = Path(path)
-    with file_errors("read", folder):
-        available = [file.stem for file in folder.glob("*.npy")]
-        missing = [name for name in ARRAYS[:2] if name not in available]
-        if missing and not any({*pair} <= {*available} for pair in TRAINING):
-            raise DataError(f"{folder / missing[0]}.npy: no such file; a folder of arrays needs x.npy and y.npy")
-        names, notes = find_names(folder, available, weight)
-        found: dict[str, Any] = {key: map_npy(folder / f"{name}.npy") for key, name in names.items()}
+    available = [file.stem for file in files_matching(folder, "*.npy")]
+    missing = [name for name in ARRAYS[:2] if name not in available]
+    if missing and not any({*pair} <= {*available} for pair in TRAINING):
+        raise DataError(f"{folder / missing[0]}.npy: no such file; a folder of arrays needs x.npy and y.npy")
+    names, notes = find_names(folder, available, weight)
+    found: dict[str, Any] = {key: map_npy(folder / f"{name}.npy") for key, name in names.items()}
     locations = {key: SourceLocation(str(folder / f"{name}.npy")) for key, name in names.items()}
     return RawArrays(**found, locations=locations, notes=notes)
 
 
 def map_npy(path: Path) -> npt.NDArray[Any]:
     """Memory-map the array of an `.npy` file, read-only. Raise DataError as `read_npy_folder` does."""
-    with file_errors("read", path), path.open("rb") as stream:
-        shape, fortran, dtype = _header(path, stream)
-        if dtype.hasobject:
-            raise DataError(f"{path}: holds Python objects; save a plain array of numbers or strings")
-        claimed, found = math.prod(shape) * dtype.itemsize, os.fstat(stream.fileno()).st_size - stream.tell()
-        if claimed != found or min(shape, default=0) < 0:
-            size = "x".join(map(str, shape))
-            raise DataError(
-                f"{path}: the header claims {size} {dtype} = {claimed} bytes, but the file holds {found}; save the array again"
-            )
-        array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
+    with open_file(path) as stream, file_errors("read", path):
+        shape, fortran, dtype = read_header(path, stream, os.fstat(stream.fileno()).st_size)
+        with library_errors(path, "cannot be mapped into memory", "save the array again"):
+            array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
         pages.madvise(mmap.MADV_RANDOM)  # MADV_RANDOM does not exist on Windows
     return array
 
 
-def _header(path: Path, stream: IO[bytes]) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
-    """Return the shape, whether the array is in Fortran order, and the dtype from the header of an `.npy` file."""
-    try:
+def read_header(place: str | Path, stream: IO[bytes], size: int) -> tuple[tuple[int, ...], bool, np.dtype[Any]]:
+    """Read the header of an array in the format of `numpy.save`.
+
+    NumPy allocates an array of the declared shape before it reads the values, so the shape is compared with the size first.
+
+    Parameters
+    ----------
+    place : file, or array in a file, for error messages
+    stream : the header and the values
+    size : number of bytes of the stream
+
+    Returns
+    -------
+    shape, whether the array is in Fortran order, and dtype
+
+    Raises
+    ------
+    DataError : a damaged header, an array of Python objects, or a shape that does not match the number of bytes
+    """
+    with library_errors(place, "not in the format of numpy.save", "save the array with numpy.save"):
         version = npy.read_magic(stream)
         if version not in HEADERS:
             raise ValueError(f"version {version}")
-        return HEADERS[version](stream)
-    except (ValueError, EOFError, SyntaxError, TypeError, RecursionError, MemoryError, tokenize.TokenError) as error:
-        reason = " ".join(str(error).split())
-        raise DataError(f"{path}: not a readable .npy file ({reason}); write it with numpy.save") from error
+        shape, fortran, dtype = HEADERS[version](stream)
+        negative = min(shape, default=0) < 0
+    if dtype.hasobject:
+        raise DataError(f"{place}: holds Python objects; save a plain array of numbers or strings, without ragged rows")
+    claimed, found = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if claimed != found or negative or dtype.itemsize == 0:
+        shown = "x".join(map(str, shape))
+        raise DataError(
+            f"{place}: the header claims {shown} {dtype} = {claimed} bytes, but the file holds {found}; save the array again"
+        )
+    return shape, fortran, dtype
 
 
 def read_npz(path: str | Path, weight: str | None = None) -> RawArrays:
@@ -180,31 +195,34 @@ def open_npz(path: Path, example: str = "x=..., y=...") -> Iterator[NpzFile]:
     ...         archive.files, npz_array(path, archive, "x").shape
     (['x'], (2, 2))
     """
-    unreadable = DataError(f"{path}: not a readable .npz file; write it with numpy.savez(file, {example})")
-    with file_errors("read", path), path.open("rb") as stream:
-        try:
+    problem, remedy = "not a readable .npz file", f"write it with numpy.savez(file, {example})"
+    with open_file(path) as stream:
+        with library_errors(path, problem, remedy):
             archive = np.load(stream, allow_pickle=False)
-        except (ValueError, EOFError, RuntimeError, MemoryError, zipfile.BadZipFile) as error:
-            raise unreadable from error
         if not isinstance(archive, NpzFile):
-            raise unreadable
+            raise DataError(f"{path}: {problem}; {remedy}")
         yield archive
 
 
-def npz_array(path: Path, archive: Mapping[str, Any], name: str) -> npt.NDArray[Any]:
-    """Return one array of an archive opened by `open_npz`. Raise DataError if it is damaged or contains Python objects."""
-    try:  # the zip archive, its compression or the header of the array can be damaged
-        array = archive[name]
-        if not isinstance(array, np.ndarray):  # NumPy returns the bytes of a member that is not an array
-            raise ValueError("not in the format of numpy.save")
-    except (
-        *(ValueError, EOFError, SyntaxError, RuntimeError, MemoryError),
-        *(zlib.error, zipfile.BadZipFile, tokenize.TokenError),
-    ) as error:
-        reason = " ".join(str(error).split())
-        remedy = "save plain arrays of numbers or strings, without Python objects or ragged rows"
-        raise DataError(f"{path}: array {name!r} cannot be read ({reason}); {remedy}") from error
-    return array
+def npz_array(path: Path, archive: NpzFile, name: str) -> npt.NDArray[Any]:
+    """Return one array of an archive opened by `open_npz`.
+
+    Raises
+    ------
+    DataError : the array is damaged or contains Python objects, or its size is one that `limits.check_claim` refuses
+    """
+    place = f"{path}: array {name!r}"
+    assert archive.zip is not None
+    with library_errors(place, "cannot be read", UNREADABLE):
+        members = {member.filename: member for member in archive.zip.infolist()}
+        member = members.get(f"{name}.npy") or members[name]  # NpzFile removes the suffix from the names
+    if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the memory of the others is not bounded
+        raise DataError(f"{place}: compressed with a method that numpy.savez does not use; {UNREADABLE}")
+    check_claim(place, member.file_size, size_of(path))
+    with library_errors(place, "cannot be read", UNREADABLE):
+        with archive.zip.open(member) as stream:
+            read_header(place, stream, member.file_size)
+        return np.asarray(archive[name])
 
 
 def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
@@ -228,8 +246,7 @@ def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     ([0, 1], ['no', 'yes'])
     """
     path = Path(path)
-    with file_errors("read", path):
-        metadata, tensors = read_tensors(path)
+    metadata, tensors = read_tensors(path)
     names, notes = find_names(path, tensors, weight, "tensor")
     found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
@@ -249,8 +266,7 @@ def read_pt(path: str | Path, weight: str | None = None) -> RawArrays:
     UnavailableError : PyTorch is not installed
     """
     path = Path(path)
-    with file_errors("read", path):
-        tensors = read_pt_tensors(path)
+    tensors = read_pt_tensors(path)
     names, notes = find_names(path, tensors, weight, "tensor")
     found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
@@ -259,10 +275,8 @@ def read_pt(path: str | Path, weight: str | None = None) -> RawArrays:
 
 def class_names(path: Path, text: str | None) -> list[str] | None:
     """Parse the class names in the metadata of a safetensors file. Raise DataError if they are not a JSON list of strings."""
-    try:
+    with library_errors(path, "'classes' in the metadata is not JSON", "correct it or leave it out"):
         names = json.loads(text or "null")
-    except ValueError:
-        names = text
     if names is not None and not (isinstance(names, list) and all(isinstance(name, str) for name in names)):
         raise DataError(f"{path}: 'classes' in the metadata is not a list of names in JSON; correct it or leave it out")
     return names

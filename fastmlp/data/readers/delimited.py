@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from fastmlp.data.readers.dialect import MISSING, Dialect, open_text, rows_of
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, FastMLPError
+from fastmlp.files.limits import open_unpacked
+from fastmlp.files.reading import check_regular, read_bytes, reason, size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -35,6 +38,8 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
     for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
         try:
             table = read_csv(path, dialect, column_types, block)
+        except FastMLPError:  # from the decompression
+            raise
         except Exception as failed:
             error = failed
             if "conversion error" not in str(failed):  # not because of the types
@@ -44,8 +49,11 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
             return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
     try:  # cells with line breaks are read more slowly, and are rare
         return read_csv(path, dialect, fixed, block, several_lines=True)
+    except FastMLPError:
+        raise
     except Exception:
-        raise DataError(row_length_error(path, dialect) or f"{path}: {short(error)}") from error
+        assert error is not None
+        raise DataError(row_length_error(path, dialect) or f"{path}: {reason(error)}; correct the file") from error
 
 
 def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], block: int, *, several_lines: bool = False) -> pa.Table:
@@ -84,7 +92,7 @@ def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
     import pyarrow as pa
     from pyarrow import csv
 
-    if path.stat().st_size < SMALL:
+    if size_of(path) < SMALL:
         return {}
     with open_text(path, dialect) as stream:
         text = stream.read(SMALL)
@@ -100,13 +108,19 @@ def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
     return {name: kind if kind in known else pa.string() for name, kind in types.items() if kind != pa.null()}
 
 
-def open_stream(path: Path, dialect: Dialect) -> Any:
+@contextmanager
+def open_stream(path: Path, dialect: Dialect) -> Iterator[Any]:
     """Open a file for pyarrow. A small file is read with a line break at its end, which pyarrow needs if there is one row."""
     import pyarrow as pa
 
-    if path.stat().st_size < SMALL and not dialect.gzipped and dialect.encoding.startswith("utf-8"):
-        return pa.BufferReader(path.read_bytes().rstrip(b"\r\n") + b"\n")
-    return pa.input_stream(str(path), compression="gzip" if dialect.gzipped else None)
+    if size_of(path) < SMALL and not dialect.gzipped and dialect.encoding.startswith("utf-8"):
+        yield pa.BufferReader(read_bytes(path).rstrip(b"\r\n") + b"\n")
+    elif dialect.gzipped:  # the stream of pyarrow would have no limit
+        with open_unpacked(path) as stream:
+            yield pa.PythonFile(stream, "r")
+    else:
+        check_regular(path)
+        yield pa.input_stream(str(path), compression=None)
 
 
 def row_length_error(path: Path, dialect: Dialect) -> str:
@@ -124,8 +138,3 @@ def row_length_error(path: Path, dialect: Dialect) -> str:
                 f"{path}: line {line} has {len(row)} columns, but the first row has {first}; correct the line or the delimiter"
             )
     return ""
-
-
-def short(error: Exception | None) -> str:
-    """Return the message of an error of pyarrow as one short line."""
-    return (str(error).splitlines() or [type(error).__name__])[0][:200]

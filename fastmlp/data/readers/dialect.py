@@ -7,7 +7,6 @@ line of an error. table.py reads whole files.
 from __future__ import annotations
 
 import csv
-import gzip
 import io
 import itertools
 import re
@@ -15,17 +14,17 @@ from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import IO, NamedTuple, TextIO, cast
+from typing import NamedTuple, TextIO
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import file_errors
+from fastmlp.files.limits import is_gzipped, open_unpacked
+from fastmlp.files.reading import file_errors, open_file
 
 DELIMITERS = "\t;|,"  # in the order of preference; text often contains commas, and rarely the others in every line
 DELIMITER_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 SAMPLE = 1 << 18  # characters from which the dialect is detected
 FEW_ROWS = 1000  # rows of the sample
 WIDE = 5  # number of columns from which a first row 0, 1, 2, … is a header
-GZIP = b"\x1f\x8b"
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # Cells that contain a missing value: those of pandas, and the question mark of the UCI data sets.
 MISSING = frozenset(
@@ -134,9 +133,9 @@ def find_dialect(path: Path, delimiter: str | None = None, header: bool | None =
 
 def find_encoding(path: Path) -> tuple[str, bool]:
     """Return the encoding of a file, by its byte-order mark or its zero bytes, and whether it is compressed with gzip."""
-    with file_errors("read", path), path.open("rb") as stream:
-        gzipped = stream.read(2) == GZIP
-    with open_bytes(path, gzipped) as stream, decoding(path):
+    with open_file(path) as stream, file_errors("read", path):
+        gzipped = is_gzipped(stream)
+    with open_unpacked(path) as stream, file_errors("read", path):
         start = stream.read(1024)
     for mark, encoding in BYTE_ORDER_MARKS.items():
         if start.startswith(mark):
@@ -145,10 +144,6 @@ def find_encoding(path: Path) -> tuple[str, bool]:
     if max(zeros) > len(start) // 4 and min(zeros) == 0:  # UTF-16 without a mark, mostly of ASCII characters
         return ("utf-16-be" if zeros[0] else "utf-16-le"), gzipped
     return "utf-8", gzipped
-
-
-def open_bytes(path: Path, gzipped: bool) -> IO[bytes]:
-    return cast(IO[bytes], gzip.open(path)) if gzipped else path.open("rb")
 
 
 @contextmanager
@@ -165,7 +160,7 @@ def decoding(path: Path) -> Iterator[None]:
 @contextmanager
 def open_text(path: Path, dialect: Dialect) -> Iterator[TextIO]:
     """Open a file with the compression and the encoding of a dialect; raise DataError if it cannot be read or decoded."""
-    with decoding(path), open_bytes(path, dialect.gzipped) as stream:
+    with open_unpacked(path) as stream, decoding(path):
         yield io.TextIOWrapper(stream, encoding=dialect.encoding, newline="")
 
 

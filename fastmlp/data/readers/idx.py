@@ -6,14 +6,11 @@ description of the format on the MNIST page (http://yann.lecun.com/exdb/mnist).
 
 from __future__ import annotations
 
-import gzip
 import hashlib
-import io
 import math
 import struct
-import zlib
-from collections.abc import Collection, Iterator
-from contextlib import contextmanager
+from collections.abc import Collection
+from io import BufferedReader
 from pathlib import Path
 from typing import Any
 
@@ -21,9 +18,9 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors
+from fastmlp.files.limits import GzipStream, check_claim, open_unpacked
+from fastmlp.files.reading import file_errors, size_of
 
-GZIP = b"\x1f\x8b"  # first bytes of a gzipped file
 CHUNK = 1 << 20  # bytes read at a time; a damaged header that claims a huge size must not cause a huge allocation
 MAX_DIMS = 4  # images (n, height, width, channels)
 # Data types by their code, which is the third byte of a file. The values are big-endian.
@@ -38,32 +35,21 @@ OTHER_KINDS = {
 REFETCH = "replace it with an intact copy (`fastmlp data fetch` downloads mnist and fashion-mnist)"
 
 
-@contextmanager
-def unpacked(path: Path) -> Iterator[io.BufferedIOBase]:
-    """Open a file for reading its content, which is decompressed if the file is gzipped, whatever its name is."""
-    with path.open("rb") as file:
-        if file.peek(len(GZIP)).startswith(GZIP):
-            with gzip.GzipFile(fileobj=file) as stream:
-                yield stream
-        else:
-            yield file
-
-
 def content_sha256(path: Path) -> str | None:
     """Return the SHA-256 hash of the decompressed content of a file; None if it is damaged gzip data."""
     try:
-        with unpacked(path) as stream:
+        with open_unpacked(path) as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest()
-    except (gzip.BadGzipFile, EOFError, zlib.error):
+    except DataError:
         return None
 
 
 def idx_dims(path: Path) -> int | None:
     """Return the number of dimensions of an IDX file; None if the file does not start like an IDX file or is unreadable."""
     try:
-        with unpacked(path) as stream:
+        with open_unpacked(path) as stream:
             magic = stream.read(4)
-    except (OSError, EOFError, zlib.error):  # such a file is not recognized by its content
+    except (DataError, OSError):  # such a file is not recognized by its content
         return None
     known = len(magic) == 4 and magic[:2] == b"\0\0" and magic[2] in DTYPES and 1 <= magic[3] <= MAX_DIMS
     return magic[3] if known else None
@@ -85,7 +71,7 @@ def read_idx(path: str | Path, dims: Collection[int] = range(1, MAX_DIMS + 1)) -
     Raises
     ------
     DataError : the file does not start with an IDX header; unknown data type or another number of dimensions; an empty array;
-        too few or too many bytes; or damaged gzip data
+        too few or too many bytes; damaged gzip data; or a size that `limits.check_claim` refuses
 
     Examples
     --------
@@ -97,9 +83,11 @@ def read_idx(path: str | Path, dims: Collection[int] = range(1, MAX_DIMS + 1)) -
     array([7, 8, 9], dtype=uint8)
     """
     path = Path(path)
-    with file_errors("read", path), unpacked(path) as stream:
+    with open_unpacked(path) as stream, file_errors("read", path):
         dtype, shape = _header(path, stream, dims)
         claimed = math.prod(shape) * dtype.itemsize
+        if isinstance(stream.raw, GzipStream):
+            check_claim(path, claimed, size_of(path))
         # Requesting one byte more than the header claims detects trailing bytes. Reading to the end makes gzip verify the
         # checksum.
         content = _read_at_most(stream, claimed + 1)
@@ -114,7 +102,7 @@ def read_idx(path: str | Path, dims: Collection[int] = range(1, MAX_DIMS + 1)) -
     return array if dtype.isnative else array.byteswap(inplace=True).view(dtype.newbyteorder("="))
 
 
-def _header(path: Path, stream: io.BufferedIOBase, dims: Collection[int]) -> tuple[np.dtype[Any], tuple[int, ...]]:
+def _header(path: Path, stream: BufferedReader, dims: Collection[int]) -> tuple[np.dtype[Any], tuple[int, ...]]:
     """Read the header of an IDX file and return the dtype and the shape."""
     magic = stream.read(4)
     if magic[:2] != b"\0\0"[: len(magic)]:
@@ -137,7 +125,7 @@ def _header(path: Path, stream: io.BufferedIOBase, dims: Collection[int]) -> tup
     return DTYPES[magic[2]], shape
 
 
-def _read_at_most(stream: io.BufferedIOBase, limit: int) -> bytearray:
+def _read_at_most(stream: BufferedReader, limit: int) -> bytearray:
     """Read up to `limit` bytes in chunks, so that the memory used depends on the size of the content, not on `limit`."""
     content = bytearray()
     while chunk := stream.read(min(CHUNK, limit - len(content))):

@@ -8,7 +8,6 @@ stored transposed, `NAME-mapping.txt` lists the characters of the classes), Yada
 
 from __future__ import annotations
 
-import os
 import re
 import sys
 from collections.abc import Iterable, Mapping, Sequence
@@ -24,7 +23,7 @@ from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.idx import idx_dims, read_idx
 from fastmlp.data.readers.images import IMAGE_SUFFIXES
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors
+from fastmlp.files.reading import entries, is_file, is_folder, read_bytes
 
 SPLITS = {"train": "train", "training": "train", "test": "test", "testing": "test", "t10k": "test"}
 IMAGES = frozenset({"images", "image", "imgs", "img", "features", "x"})
@@ -53,8 +52,7 @@ class IdxFile(NamedTuple):
 
 def is_idx(path: Path) -> bool:
     """Return whether a path is a folder with IDX files, see `read_idx_folder`, or an IDX file."""
-    with file_errors("read", path):
-        return idx_file(path) is not None if path.is_file() else bool(idx_folders(path))
+    return idx_file(path) is not None if is_file(path) else bool(idx_folders(path))
 
 
 def read_idx_folder(path: str | Path) -> RawArrays:
@@ -73,12 +71,11 @@ def read_idx_folder(path: str | Path) -> RawArrays:
     DataError : missing files, several candidates for a file, or a damaged file
     """
     path = Path(path)
-    with file_errors("read", path):
-        chosen = idx_file(path) if path.is_file() else None
-        folders = [path.parent] if path.is_file() else idx_folders(path)
-        if len(folders) != 1:
-            raise DataError(f"{path}: IDX files in {len(folders)} folders ({_listed(map(str, folders))}); give one of them")
-        files = idx_files(folders[0])
+    chosen = idx_file(path) if is_file(path) else None
+    folders = [path.parent] if is_file(path) else idx_folders(path)
+    if len(folders) != 1:
+        raise DataError(f"{path}: IDX files in {len(folders)} folders ({_listed(map(str, folders))}); give one of them")
+    files = idx_files(folders[0])
     group = chosen.group if chosen else choose_group(folders[0], files)
     paths = {key: found for key in NAMES if (found := choose_file(folders[0], files, key, (group,)))}
     check_complete(folders[0], paths, files, group)
@@ -94,23 +91,21 @@ def idx_folders(path: Path) -> list[Path]:
     Of the latter, folders that only have files with the name, but not the content of an IDX file are returned if there are no
     others.
     """
-    if not path.is_dir():
+    if not is_folder(path):
         return []
     first = next((folder for folder in (path, path / "raw") if idx_files(folder)), None)
     if first:
         return [first]
-    inner = [folder for folder in sorted(path.iterdir()) if folder.is_dir() and not folder.name.startswith(".")]
+    inner = [folder for folder in entries(path) if is_folder(folder) and not folder.name.startswith(".")]
     found = {folder: files for one in inner for folder in (one / "raw", one) if (files := idx_files(folder))}
     return [folder for folder, files in found.items() if any(file.dims is not None for file in files)] or list(found)
 
 
 def idx_files(folder: Path) -> list[IdxFile]:
     """Return the IDX files in a folder, sorted by name, including those in subfolders with the name of an IDX file."""
-    with file_errors("read", folder):
-        listed = os.listdir(folder) if folder.is_dir() else []  # noqa: PTH208 - a folder can have very many images
-        entries = [folder / name for name in sorted(listed) if not _is_ignored(name)]
-        inner = [one for entry in entries if parse_name(entry.name)[2] and entry.is_dir() for one in sorted(entry.iterdir())]
-        return [file for path in [*entries, *inner] if (file := idx_file(path))]
+    outer = [path for path in entries(folder) if not _is_ignored(path.name)] if is_folder(folder) else []
+    inner = [one for path in outer if parse_name(path.name)[2] and is_folder(path) for one in entries(path)]
+    return [file for path in [*outer, *inner] if (file := idx_file(path))]
 
 
 def idx_file(path: Path) -> IdxFile | None:
@@ -118,7 +113,7 @@ def idx_file(path: Path) -> IdxFile | None:
 
     Hidden files and images are not opened.
     """
-    if _is_ignored(path.name) or not path.is_file():
+    if _is_ignored(path.name) or not is_file(path):
         return None
     group, split, named = parse_name(path.name)
     words, dims = {*words_of(path.name)}, idx_dims(path)
@@ -229,7 +224,7 @@ def read_files(paths: Mapping[str, Path], group: str = "") -> RawArrays:
 
 def _mapping_file(images: Path, group: str) -> Path | None:
     path = images.with_name(f"{group}-mapping.txt")
-    return path if group and path.is_file() else None
+    return path if group and is_file(path) else None
 
 
 def read_mapping(path: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
@@ -243,8 +238,7 @@ def read_mapping(path: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
         contain
     """
     labels, names, numbers = [], [], []
-    with file_errors("read", path):
-        lines = path.read_bytes().decode("latin-1").splitlines()
+    lines = read_bytes(path).decode("latin-1").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

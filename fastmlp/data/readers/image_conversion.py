@@ -42,16 +42,26 @@ def orientation(image: PillowImage) -> int:
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
-def converted(image: PillowImage, channels: int) -> PillowImage:
-    """Convert an image as described in `images.load_images`, without resizing it.
-
-    channels : 1 for grey (mode L) or 3 for colour (mode RGB)
-    """
+def decoded(image: PillowImage) -> PillowImage:
+    """Decode an opened image, and return it upright in mode RGBA if it has transparency, else in its own mode or RGB."""
     from PIL import Image
 
     image.load()  # transposes TIFF images, and removes their orientation
     if (name := TRANSPOSE.get(orientation(image))) is not None:
         image = image.transpose(Image.Transpose[name])
+    if image.mode in ("L", "RGB", "F") or image.mode.startswith("I"):
+        transparent = image.has_transparency_data and image.mode in ("L", "RGB")
+        return image.convert("RGBA") if transparent else image
+    return image.convert("RGBA" if image.has_transparency_data else "RGB")
+
+
+def converted(image: PillowImage, channels: int) -> PillowImage:
+    """Convert an image that `decoded` returned as described in `images.load_images`, without resizing it.
+
+    channels : 1 for grey (mode L) or 3 for colour (mode RGB)
+    """
+    from PIL import Image
+
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
@@ -59,9 +69,8 @@ def converted(image: PillowImage, channels: int) -> PillowImage:
         if values.min() >= 0 and values.max() <= 1:
             values = (255 * values).round()
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
-    elif image.has_transparency_data:
-        layer = image.convert("RGBA")
-        image = Image.alpha_composite(Image.new("RGBA", layer.size, background_of(layer)), layer)
+    elif image.mode == "RGBA":
+        image = Image.alpha_composite(Image.new("RGBA", image.size, background_of(image)), image)
     return image.convert("L" if channels == 1 else "RGB")
 
 

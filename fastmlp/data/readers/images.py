@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import math
 import os
-import struct
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -20,9 +19,10 @@ import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
-from fastmlp.data.readers.image_conversion import converted, orientation, to_row
+from fastmlp.data.readers.image_conversion import converted, decoded, orientation, to_row
 from fastmlp.errors import DataError
-from fastmlp.files import file_errors
+from fastmlp.files.limits import check_claim
+from fastmlp.files.reading import entries, file_errors, is_folder, open_file, reason, size_of
 
 if TYPE_CHECKING:
     from PIL.Image import Image as PillowImage
@@ -76,7 +76,7 @@ def read_image_folder(
     """
     path = Path(path)
     bad: BadImages | None = {} if skip_bad else None
-    inner = [item.name for item in _visible(path) if item.is_dir()]
+    inner = [item.name for item in _visible(path) if is_folder(item)]
     split = inner in (["train"], ["test", "train"])
     classes, files, y = _class_files(path / "train" if split else path)
     if len(classes) < least_classes:
@@ -92,12 +92,13 @@ def read_image_folder(
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add some or remove the folder")
-    if unknown := [name for name in test_classes if name not in classes]:
+    number = {name: index for index, name in enumerate(classes)}
+    if unknown := [name for name in test_classes if name not in number]:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size, channels, bad)
     x, kept = _stack(files, shape, bad)
     x_test, kept_test = _stack(test_files, shape, bad)
-    y_test = np.array([classes.index(name) for name in test_classes])[test_y]
+    y_test = np.array([number[name] for name in test_classes])[test_y]
     notes = _notes(path, files + test_files, bad)
     return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], locations, notes=notes)
 
@@ -158,8 +159,9 @@ def read_image(path: Path, channels: int) -> PillowImage:
     ------
     DataError : as in `load_images`
     """
-    with _open_image(path) as image:
-        return converted(image, channels)
+    with _pillow(path) as image:
+        upright = decoded(image)
+    return converted(upright, channels)
 
 
 def images_in(folder: Path) -> list[Path]:
@@ -235,17 +237,16 @@ def _notes(folder: Path, files: Sequence[Path], bad: Mapping[Path, BadImageError
 
 def _visible(folder: Path) -> list[Path]:
     """Return the entries of a folder that are not hidden, sorted by name."""
-    with file_errors("read", folder):
-        return sorted(item for item in folder.iterdir() if not item.name.startswith("."))
+    return [item for item in entries(folder) if not item.name.startswith(".")]
 
 
 def _class_files(folder: Path) -> tuple[list[str], list[Path], list[int]]:
     """Return the class names, the image files of all classes and the label of each file, sorted by name."""
-    groups = [(inner, _visible(inner)) for inner in _visible(folder) if inner.is_dir()]
+    groups = [(inner, _visible(inner)) for inner in _visible(folder) if is_folder(inner)]
     files: list[Path] = []
     labels: list[int] = []
     for label, (inner, items) in enumerate(groups):
-        if nested := [item for item in items if item.is_dir()]:
+        if nested := [item for item in items if is_folder(item)]:
             raise DataError(f"{nested[0]}: a folder inside a class folder; only train/ and test/ may contain class folders")
         images = [item for item in items if item.suffix.lower() in IMAGE_SUFFIXES]
         if not images:
@@ -285,44 +286,42 @@ def _common_shape(
 
 def _header(file: Path) -> tuple[tuple[int, int], str]:
     """Return the size (height, width) of the upright image in a file, and its mode."""
-    with _open_image(file) as image:
+    with _pillow(file) as image:
         swapped = orientation(image) >= 5
         if swapped and image.format == "TIFF":  # Pillow itself transposes them, older versions when they are loaded
             image.load()
             swapped = False
-        size = (image.width, image.height) if swapped else (image.height, image.width)
-        return size, image.mode
+        return (image.width, image.height) if swapped else (image.height, image.width), image.mode
 
 
 @contextmanager
-def _open_image(path: Path) -> Iterator[PillowImage]:
-    """Open an image. Raise BadImageError if Pillow rejects the file, or DataError if there is no such file."""
+def _pillow(path: Path) -> Iterator[PillowImage]:
+    """Open an image. Raise BadImageError for any exception of Pillow, also in the block, or DataError if there is no such file.
+
+    Images with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are rejected.
+    """
     from PIL import Image, UnidentifiedImageError
 
-    try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("error", Image.DecompressionBombWarning)
-            # Given the name of an uncompressed TIFF file, Pillow maps it into memory, and version 13.0 then ignores that the
-            # width and the height of an image with an orientation are swapped.
-            with path.open("rb") as stream, Image.open(stream) as image:
+    # Given the name of an uncompressed TIFF file, Pillow maps it into memory, and version 13.0 then ignores that the width and
+    # the height of an image with an orientation are swapped.
+    with open_file(path) as stream, warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # damaged metadata, which are not used
+        warnings.simplefilter("error", Image.DecompressionBombWarning)
+        try:
+            with Image.open(stream) as image:
                 yield image
-    except (
-        *(OSError, SyntaxError, ValueError, TypeError, EOFError, RuntimeError, struct.error),
-        *(Image.DecompressionBombError, Image.DecompressionBombWarning),
-    ) as error:
-        if isinstance(error, UnidentifiedImageError):  # the message of Pillow has the representation of a Python object
-            reason = "unknown or damaged file format"
-        else:
-            reason = getattr(error, "strerror", None) or " ".join(str(error).split())
-        if isinstance(error, FileNotFoundError):
-            raise DataError(f"{path}: not a readable image ({reason}); check the path") from error
-        raise BadImageError(f"{path}: not a readable image ({reason})") from error
+        except Exception as error:
+            # The message of this exception has the representation of a Python object.
+            unknown = isinstance(error, UnidentifiedImageError)
+            text = "unknown or damaged file format" if unknown else reason(error)
+            raise BadImageError(f"{path}: not a readable image ({text})") from error
 
 
 def _stack(
     files: list[Path], shape: tuple[int, int, int], bad: BadImages | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
     """Return the pixels of all files that are not `bad` as an array (n, height * width * channels), and their indices (n,)."""
+    check_claim(files[0].parent, len(files) * math.prod(shape), sum(map(size_of, files)))
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:

@@ -19,7 +19,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.delimited import parse, row_length_error, short
+from fastmlp.data.readers.delimited import parse, row_length_error
 from fastmlp.data.readers.dialect import (
     MISSING,
     THOUSANDS,
@@ -30,8 +30,9 @@ from fastmlp.data.readers.dialect import (
     looks_numeric,
     rows_of,
 )
-from fastmlp.errors import ConfigError, DataError
-from fastmlp.files import file_errors
+from fastmlp.errors import ConfigError, DataError, FastMLPError
+from fastmlp.files.limits import check_claim
+from fastmlp.files.reading import file_errors, library_errors, open_file, size_of
 
 if TYPE_CHECKING:
     import pyarrow as pa
@@ -39,6 +40,7 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PARQUET = b"PAR1"
+CELL = 8  # bytes of a number in memory
 
 
 TextColumns = Callable[[int], Collection[str]]
@@ -188,7 +190,7 @@ def read_table(
     (['size', 'kind'], [1.5, nan], ['plum', 'fig'])
     """
     path = Path(path)
-    with file_errors("read", path), path.open("rb") as stream:
+    with open_file(path) as stream, file_errors("read", path):
         start = stream.read(len(PARQUET))
     for name, value in (("delimiter", delimiter), ("header", header)):
         if start == PARQUET and value is not None:
@@ -212,25 +214,53 @@ def check_names(path: Path, names: Sequence[str]) -> list[str]:
 
 
 def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
-    """Return the names and the columns of a Parquet file, without the index of a pandas data frame."""
+    """Return the names and the columns of a Parquet file, without the index of a pandas data frame.
+
+    Text is read as dictionaries, which are as large as in the file: a text of 1 MB that occurs in a million rows is in the file
+    once. Before they are decoded, `plain` compares their size with the limit.
+    """
     import pyarrow.parquet
 
-    try:
-        table = pyarrow.parquet.read_table(path)
-    except Exception as error:
-        raise DataError(f"{path}: not a readable Parquet file ({short(error)}); create it again") from error
-    index = pandas_index(table.schema.metadata or {})
-    chosen = [name for name in table.column_names if name not in index]
-    return check_names(path, chosen), [table[name] for name in chosen]
+    problem, remedy = "not a readable Parquet file", "create it again"
+    with library_errors(path, problem, remedy), pyarrow.parquet.ParquetFile(path) as file:
+        schema, metadata = file.schema_arrow, file.metadata
+        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
+        values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
+        claimed = max(CELL * values, sum(group.total_byte_size for group in groups))
+    check_claim(path, claimed, size_of(path))
+    index = pandas_index(schema.metadata or {})
+    chosen = [name for name in schema.names if name not in index]
+    names = check_names(path, chosen)
+    texts = [field.name for field in schema if is_text_type(field.type)]
+    with library_errors(path, problem, remedy):
+        table = pyarrow.parquet.read_table(path, columns=chosen, read_dictionary=texts)
+    return names, [table[name] for name in chosen]
+
+
+def is_text_type(kind: pa.DataType) -> bool:
+    """Return whether an Arrow type is one of text."""
+    import pyarrow as pa
+
+    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+
+
+def decoded_size(column: pa.ChunkedArray) -> int:
+    """Return the number of bytes that the texts of a dictionary-encoded column have without the encoding."""
+    from pyarrow import compute
+
+    lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
+    return sum(compute.sum(found).as_py() or 0 for found in lengths)
 
 
 def pandas_index(metadata: Mapping[bytes, bytes]) -> set[str]:
     """Return the names of the columns that contain the index of a pandas data frame, from the metadata of an Arrow schema."""
     try:
-        found = json.loads(metadata.get(b"pandas", b"{}")).get("index_columns", [])
-    except (ValueError, AttributeError):  # written by another program
+        with library_errors("pandas", "not valid JSON", "create the file again"):
+            found = json.loads(metadata.get(b"pandas", b"{}"))
+    except DataError:  # written by another program
         return set()
-    return {name for name in found if isinstance(name, str)} if isinstance(found, list) else set()
+    index = found.get("index_columns") if isinstance(found, dict) else None
+    return {name for name in index if isinstance(name, str)} if isinstance(index, list) else set()
 
 
 def read_text(path: Path, dialect: Dialect, texts: TextColumns) -> tuple[list[str], list[pa.ChunkedArray]]:
@@ -261,6 +291,8 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
     kind = column.type
     try:
         if pa.types.is_dictionary(kind):
+            if is_text_type(kind.value_type):
+                check_claim(f"{path}: column {name!r}", decoded_size(column), size_of(path))
             column, kind = column.cast(kind.value_type), kind.value_type
         if not text and (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
             whole = pa.types.is_integer(kind) and kind != pa.uint64()
@@ -271,7 +303,9 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
             return column if pa.types.is_boolean(kind) else column.cast(pa.float64())
         trimmed = compute.utf8_trim_whitespace(column.cast(pa.string()))
         trimmed = compute.if_else(compute.is_in(trimmed, pa.array(sorted(MISSING))), pa.scalar(None, pa.string()), trimmed)
-    except pa.ArrowException as error:
+    except FastMLPError:
+        raise
+    except Exception as error:
         if dialect is not None:
             row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
         reason = f"has the type {kind}, which is neither numbers nor text; convert or drop it"

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import struct
+import zipfile
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,10 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.errors import DataError, UnavailableError
+from fastmlp.files.limits import check_claim
+from fastmlp.files.reading import check_regular, library_errors, open_file, size_of
 
+SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
 Tensors = dict[str, npt.NDArray[Any]]
 
 
@@ -25,20 +29,13 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
 
     Raises
     ------
-    FileNotFoundError : the file does not exist
-    DataError : the file is damaged
+    DataError : the file does not exist, is damaged, or has a tensor of a dtype that NumPy lacks
     """
-    from safetensors import SafetensorError, safe_open
+    from safetensors import safe_open
 
-    try:
-        with safe_open(file, framework="numpy") as opened:
-            metadata = opened.metadata() or {}
-            tensors = {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - `opened` is not a mapping
-    except FileNotFoundError:
-        raise
-    except (SafetensorError, OSError, TypeError) as error:  # TypeError: NumPy lacks the dtype (bfloat16)
-        raise DataError(f"{file}: not a readable safetensors file ({error})") from error
-    return metadata, tensors
+    check_regular(file)
+    with library_errors(file, "not a readable safetensors file", "create it again"), safe_open(file, "numpy") as opened:
+        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
 
 
 def read_pt_tensors(file: Path) -> Tensors:
@@ -48,7 +45,7 @@ def read_pt_tensors(file: Path) -> Tensors:
 
     Raises
     ------
-    DataError : the file is damaged, or has other objects
+    DataError : the file is damaged, has other objects, or a size that `limits.check_claim` refuses
     UnavailableError : PyTorch is not installed
     """
     try:
@@ -56,17 +53,17 @@ def read_pt_tensors(file: Path) -> Tensors:
     except ModuleNotFoundError as error:
         raise UnavailableError(f"{file}: .pt files need PyTorch ({error}); install it with: pip install torch") from error
 
-    try:
-        content = torch.load(file, map_location="cpu", weights_only=True)
-    except FileNotFoundError:
-        raise
-    except Exception as error:
-        reason = (str(error).splitlines() or [type(error).__name__])[0]
-        raise DataError(f"{file}: not a readable file of tensors ({reason}); save a dict of tensors with torch.save") from error
+    with open_file(file) as stream, library_errors(file, "not a readable file of tensors", SAVE):
+        if zipfile.is_zipfile(stream):  # PyTorch allocates memory for the content of compressed members
+            check_claim(file, sum(member.file_size for member in zipfile.ZipFile(stream).infolist()), size_of(file))
+        stream.seek(0)
+        content = torch.load(stream, map_location="cpu", weights_only=True)
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip(("x", "y"), content, strict=True))
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
         raise DataError(f"{file}: neither a dict of tensors nor a pair of tensors; save {{'x': x, 'y': y}} with torch.save")
+    dense = [value for value in content.values() if value.layout == torch.strided]
+    check_claim(file, sum(value.nbytes for value in dense), size_of(file))  # strides of 0 repeat the values of a small storage
     return {str(name): as_numpy(file, str(name), value) for name, value in content.items()}
 
 
@@ -76,8 +73,9 @@ def as_numpy(file: Path, name: str, tensor: Any) -> npt.NDArray[Any]:
 
     if tensor.layout != torch.strided or tensor.is_complex() or tensor.is_quantized:
         raise DataError(f"{file}: tensor {name!r} is not a dense tensor of real numbers; convert it first")
-    tensor = tensor.detach()
-    return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
+    with library_errors(f"{file}: tensor {name!r}", "cannot be converted to a NumPy array", SAVE):
+        tensor = tensor.detach()
+        return np.asarray(tensor.float() if tensor.dtype == torch.bfloat16 else tensor)
 
 
 def tensor_bytes(tensors: Tensors, metadata: Mapping[str, str]) -> bytes:

@@ -255,7 +255,7 @@ class NumbaEngine:
         return HeldRows(x, y)
 
     def evaluate(self, held: HeldRows, z: FloatArray | None = None) -> RowMetrics:
-        return evaluate_blocks(held, z, self.forward, self.row_metrics)
+        return evaluate_blocks(held, z, self.spec.network.sizes[-1], self.forward, self.row_metrics)
 
     def row_metrics(self, z: FloatArray, y: npt.NDArray[Any]) -> RowMetrics:
         """Compute the metrics of rows from the pre-activations z of the output layer, with the compiled loss kernel."""

@@ -162,5 +162,5 @@ class ExtractConfig(DataSettings):
         return {
             name: value
             for name, value in self.table().items()
-            if name not in ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad")
+            if name not in ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
         }

@@ -5,7 +5,6 @@ train.py and extract.py define the settings.
 
 from __future__ import annotations
 
-import tomllib
 from collections.abc import Mapping
 from pathlib import Path
 from types import MappingProxyType
@@ -15,6 +14,8 @@ from fastmlp.errors import ConfigError, unknown_name
 from fastmlp.experiments.config.fields import ParamType
 from fastmlp.experiments.config.names import NOT_IN_VARIABLES, setting_synonyms
 from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, fields_of
+from fastmlp.files import read_toml
+from fastmlp.files.reading import exists
 
 Chosen = TypeVar("Chosen", bound=DataSettings)
 ParamTypes = Mapping[str, ParamType]
@@ -119,18 +120,11 @@ def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:
     Raises
     ------
     ConfigError : the file is missing or is not valid TOML, or has an unknown key or a value of the wrong type
+    DataError : the file is not a regular file, or is too large
     """
-    try:
-        table = tomllib.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise ConfigError(f"{path}: cannot be read ({error.strerror}); check the path", settings=("config",)) from error
-    except UnicodeDecodeError as error:
-        raise ConfigError(f"{path}: not UTF-8 text ({error.reason}); save it as UTF-8") from error
-    except tomllib.TOMLDecodeError as error:
-        line = getattr(error, "lineno", None)  # exists since Python 3.14
-        place = path if line is None else f"{path}, line {line}"
-        raise ConfigError(f"{place}: invalid TOML: {error}; correct the file") from error
-    return read_table(table, types, str(path))
+    if not exists(path):
+        raise ConfigError(f"{path}: there is no such file; check the path", settings=("config",))
+    return read_table(read_toml(path, ConfigError), types, str(path))
 
 
 def read_table(table: Mapping[str, Any], types: ParamTypes, where: str) -> dict[str, Any]:

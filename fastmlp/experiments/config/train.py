@@ -92,6 +92,11 @@ class DataSettings:
     data_dir: str | None = data_setting(FOLDER, None, "Folder with the named data sets [default: in the user's cache].")
     image_size: tuple[int, int] | None = data_setting(IMAGE_SIZE, None, "Resize the images of an image folder.")
     skip_bad: bool = data_setting(BOOLEAN, False, "Leave out the unreadable files of an image folder.")
+    max_decompressed: float | None = data_setting(
+        FLOAT,
+        None,
+        "Largest decompressed size of a data file in GiB [default: 1, or 50 times the size of the file if this is more].",
+    )
     task: str | None = data_setting(
         one_of("task", TASKS), None, "Type of the task [default: inferred from the targets].", common=True
     )

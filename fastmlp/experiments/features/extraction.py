@@ -40,6 +40,7 @@ from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import RESULT_VERSION, locked_file, remove_files
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say, check_splits
 from fastmlp.files import file_sha256, json_bytes, write_bytes
+from fastmlp.files.reading import exists, files_matching, is_file, read_bytes
 from fastmlp.training.progress import make_progress
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with one shift and one factor for all pixels
@@ -96,12 +97,16 @@ class ExtractJob(NamedTuple):
     @property
     def partial(self) -> list[Path]:
         """Folders of the partial features of an interrupted run."""
-        return [] if self.out is None else [*self.out.parent.glob(f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial")]
+        return (
+            []
+            if self.out is None
+            else files_matching(self.out.parent, f"{glob.escape(self.out.name)}.{self.key[:12]}-*.partial")
+        )
 
     @property
     def continuation(self) -> str:
         """Message that says what an interrupted run has saved, and what the same command will do."""
-        if not self.kept.exists():
+        if not exists(self.kept):
             return "no checkpoint was saved, so the same command starts again, from the beginning"
         saved = " and ".join(map(str, [self.kept, *self.partial]))
         continues = f"continues from {saved}"
@@ -149,8 +154,8 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     follows : settings of a training run that uses the features in memory; if given, a feature file is written only if
         `config.out` is set
     """
-    given: dict[str, Any] = {"image_size": config.image_size, "skip_bad": config.skip_bad}
-    images = load_data(config.data, config.data_dir, **given, progress=progress)
+    names = ("image_size", "skip_bad", "max_decompressed")
+    images = load_data(config.data, config.data_dir, **{name: getattr(config, name) for name in names}, progress=progress)
     json_bytes([images.name, images.notes, config.key(), config.out])  # names that cannot be written are refused first
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
@@ -165,7 +170,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     rows, default = len(images.x) + (0 if images.x_test is None else len(images.x_test)), f"{images.name}-{prepared.label}"
     in_memory = follows is not None and not config.out
     out = None if in_memory else choose_form(config.out, default, rows, prepared.width, config.feature_dtype)
-    if config.pictures is not None and Path(config.pictures).is_file():
+    if config.pictures is not None and is_file(Path(config.pictures)):
         raise ConfigError(f"pictures: {config.pictures} is a file; give a folder", settings=("pictures",))
     return ExtractJob(config, tools, images, prepared, key, out)
 
@@ -243,7 +248,7 @@ def existing(job: ExtractJob) -> Extracted | None:
 
     Return None if the file does not exist or is to be replaced. Raise ConfigError if it was made with other settings.
     """
-    if job.out is None or not job.out.exists():
+    if job.out is None or not exists(job.out):
         return None
     if job.config.force:
         check_replaceable(job.out, Path(job.config.data))
@@ -269,8 +274,8 @@ def train(job: ExtractJob, signals: Signals, quiet: bool, say: Say) -> Any:
     scaling = fit_scaling(config.scale, splits["train"].x)
     each = slice(None, 1) if config.scale in PIXEL else slice(None)
     checkpoint = None
-    if config.resume and job.kept.exists():
-        checkpoint = (job.kept.read_bytes(), str(job.kept))
+    if config.resume and exists(job.kept):
+        checkpoint = (read_bytes(job.kept), str(job.kept))
         say(f"continuing from {job.kept}")
     with make_progress(quiet=quiet, epochs=config.epochs) as display:
         watch = job.tools.Watch(

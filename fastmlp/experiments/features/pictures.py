@@ -11,7 +11,7 @@ from fastmlp.data.splits import split, split_names
 from fastmlp.experiments.features.extraction import Extracted, ExtractJob, picture_names
 from fastmlp.experiments.mistakes import ImageRows
 from fastmlp.experiments.plan import Say
-from fastmlp.files import file_errors
+from fastmlp.files.reading import exists, file_errors
 from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.curves import plot_curves
@@ -34,7 +34,7 @@ def draw_missing(found: Extracted, folder: Path | None, say: Say) -> None:
         return
     if found.made is None:
         names = picture_names(sorted(split_names(found.job.images, **found.job.config.split_sizes())))
-        missing = [name for name in names if not (folder / name).exists()]
+        missing = [name for name in names if not exists(folder / name)]
         if not missing:
             return
         say(f"{folder} lacks {', '.join(missing)}; plotting the figures again")

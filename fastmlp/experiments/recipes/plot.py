@@ -6,7 +6,6 @@ The TOML files of the reports define the comparisons. reports/comparison.py draw
 from __future__ import annotations
 
 import functools
-import tomllib
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -15,7 +14,8 @@ from fastmlp.errors import ConfigError
 from fastmlp.experiments.folder import METRICS_NAME, make_folder
 from fastmlp.experiments.recipes.recipe import FOLDER, find, matching
 from fastmlp.experiments.recipes.run import extracted_of, finished_result
-from fastmlp.files import read_lines
+from fastmlp.files import read_lines, read_toml
+from fastmlp.files.reading import files_matching
 from fastmlp.reports.comparison import Curve, Panel, plot_comparison
 
 HEADINGS = {"cnn": "the CNN alone", "mlp": "the MLP on its features"}
@@ -64,7 +64,7 @@ class Drawn(NamedTuple):
 @functools.cache
 def all_comparisons() -> Mapping[str, Comparison]:
     """Return all comparisons by name, in the order of the reports."""
-    reports = [tomllib.loads(file.read_text(encoding="utf-8")) for file in sorted(FOLDER.glob("*.toml"))]
+    reports = [read_toml(file) for file in files_matching(FOLDER, "*.toml")]
     return {name: Comparison(name, **table) for report in reports for name, table in report.get("comparison", {}).items()}
 
 

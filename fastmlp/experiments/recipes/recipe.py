@@ -12,12 +12,13 @@ from __future__ import annotations
 import fnmatch
 import functools
 import json
-import tomllib
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.files import read_toml
+from fastmlp.files.reading import files_matching
 
 FOLDER = Path(__file__).parent / "published"
 NOT_SETTINGS = ("published", "choices", "features")
@@ -69,7 +70,7 @@ class Recipe(NamedTuple):
 @functools.cache
 def all_recipes() -> Mapping[str, Recipe]:
     """Return all recipes by name, in the order of the reports and of their experiments."""
-    return {recipe.name: recipe for file in sorted(FOLDER.glob("*.toml")) for recipe in read_recipes(file)}
+    return {recipe.name: recipe for file in files_matching(FOLDER, "*.toml") for recipe in read_recipes(file)}
 
 
 def find(name: str) -> Recipe:
@@ -93,7 +94,7 @@ def matching(kind: str, patterns: Sequence[str], names: Collection[str]) -> list
 
 def read_recipes(file: Path) -> Iterator[Recipe]:
     """Yield the recipes in the file of a report."""
-    report = tomllib.loads(file.read_text(encoding="utf-8"))
+    report = read_toml(file)
     for kind in ("mlp", "cnn"):
         shared = {name: value for name, value in report[kind].items() if not isinstance(value, dict)} if kind in report else {}
         for name, row in report.get(kind, {}).items():

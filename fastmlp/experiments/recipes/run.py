@@ -25,6 +25,7 @@ from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matchi
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_toml, write_json
+from fastmlp.files.reading import exists
 
 CNN_NAME = "cnn.json"  # result file of a recipe that has only a convolutional network
 
@@ -41,7 +42,7 @@ class RecipeJob(NamedTuple):
     def result(self) -> dict[str, Any] | None:
         """Result of the finished run, or None if there is none. Raises ConfigError if the run had other settings."""
         result = finished_result(self.recipe, self.folder)
-        if result is None or (self.config is not None and not (self.folder / MANIFEST_NAME).exists()):
+        if result is None or (self.config is not None and not exists(self.folder / MANIFEST_NAME)):
             return None  # without a manifest, the run was killed after it had written its result
         same = self.config is None or read_toml(self.folder / CONFIG_NAME) == portable(self.config)
         if self.images is not None:
@@ -56,7 +57,7 @@ class RecipeJob(NamedTuple):
 def finished_result(recipe: Recipe, folder: Path) -> dict[str, Any] | None:
     """Return the result of the finished run in a recipe's folder without checking its settings; None if there is none."""
     file = folder / (CNN_NAME if recipe.train is None else RESULT_NAME)
-    if not file.exists():
+    if not exists(file):
         return None
     result = read_result(file)
     return None if result.get("stopped") in ("interrupted", "failed") else result
@@ -148,12 +149,12 @@ def lacks_figures(job: RecipeJob) -> bool:
 
     A job without its feature file is left as it is, because the CNN would have to be trained again.
     """
-    if job.images is None or job.config is None or not Path(str(job.images.out)).exists():
+    if job.images is None or job.config is None or not exists(Path(str(job.images.out))):
         return False
     result = job.result
     assert result is not None
     names = chain_picture_names([name for name in SPLIT_NAMES if result[name] is not None])
-    return not all((job.folder / name).exists() for name in names)
+    return not all(exists(job.folder / name) for name in names)
 
 
 def run_alone(job: RecipeJob, quiet: bool, say: Say) -> int:

@@ -15,6 +15,7 @@ from fastmlp.experiments.record import Recorder, RunCheckpoints
 from fastmlp.experiments.result import TrainOutcome, save_result, seconds_of
 from fastmlp.experiments.resume import Resume, resumed_from, start_for
 from fastmlp.experiments.training_run import periodic_saver
+from fastmlp.files.reading import exists
 from fastmlp.training.many import ManyInterrupted, Result, train_tasks
 from fastmlp.training.progress import COMPILING, make_progress
 from fastmlp.training.result import TrainResult
@@ -57,7 +58,7 @@ def train_locked(runs: Sequence[NamedRun], threads: int | None, say: Say, resume
     starts = [start_for(run.plan, run.folder, resume) for run in runs]
     checkpoints = [RunCheckpoints(run.plan, run.folder, start, strict=strict) for run, start in zip(runs, starts, strict=True)]
     for run, start in zip(runs, starts, strict=True):
-        if (text := resumed_from(run.folder, start, resume)) and (run.folder / CONFIG_NAME).exists():
+        if (text := resumed_from(run.folder, start, resume)) and exists(run.folder / CONFIG_NAME):
             say(f"{run.name}: {text}")
     failed: list[WriteError] = []
 

@@ -18,6 +18,7 @@ from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import converted, read_lines, write_json
+from fastmlp.files.reading import exists
 from fastmlp.reports.text import SHOWN_METRICS, short_name
 from fastmlp.training.result import mean_and_deviation
 
@@ -80,7 +81,7 @@ def run_seeds(
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
         runs = [NamedRun(f"seed {seed}", one, folder / f"{SEED_FOLDER}{seed}") for seed, one in zip(seeds, plans, strict=True)]
         signal = train_in_parallel(runs, config.threads, say, resume=resume, strict=strict)
-        results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if (run.folder / RESULT_NAME).exists()}
+        results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if exists(run.folder / RESULT_NAME)}
         if not results and not signal:
             raise DivergedError("training diverged in the first epoch with all seeds", settings=("lr",))
         result = summarize(results.values(), folder)

@@ -27,7 +27,8 @@ from fastmlp.experiments.folder import (
 )
 from fastmlp.experiments.resume import check_is_run, is_finished, seeds_in
 from fastmlp.experiments.sweeps.seeds import SEEDS_NAME, read_seeds
-from fastmlp.files import RESTORE, converted, file_errors, read_lines, read_toml
+from fastmlp.files import RESTORE, converted, read_lines, read_toml
+from fastmlp.files.reading import entries, exists, is_folder, real_path
 from fastmlp.training.monitor import best_epoch
 from fastmlp.training.result import EpochLog
 
@@ -101,8 +102,7 @@ def expanded(paths: Sequence[str | Path]) -> list[Path]:
     """
     given: dict[Path, Path] = {}
     for path in map(Path, paths):
-        with file_errors("read", path):
-            found = {folder.resolve(): folder for folder in runs_in(path)}
+        found = {real_path(folder): folder for folder in runs_in(path)}
         for resolved, folder in found.items():
             if resolved in given:
                 also = "" if given[resolved] == folder else f", also as {given[resolved]}"
@@ -113,18 +113,18 @@ def expanded(paths: Sequence[str | Path]) -> list[Path]:
 
 def runs_in(path: Path) -> list[Path]:
     """Return a path itself if it is a run or the output folder of several seeds, else the runs in it."""
-    if not path.exists():
+    if not exists(path):
         raise DataError(f"{path}: no such folder; check the path")
-    if is_entry(path) or not path.is_dir():
+    if is_entry(path) or not is_folder(path):
         return [path]
     # A symbolic link to a run in the same folder is the same run. Links are sorted last, so that the name of the run is kept.
-    inner = sorted((one for one in path.iterdir() if one.is_dir()), key=lambda one: (one.is_symlink(), one.name))
+    inner = sorted((one for one in entries(path) if is_folder(one)), key=lambda one: (one.is_symlink(), one.name))
     found: dict[Path, Path] = {}
     for folder in inner:
         # If seeds.json is missing, not all seeds have finished; then their runs are compared as single runs.
         runs = [folder] if is_entry(folder) else [run for run in seeds_in(folder).values() if is_entry(run)]
         for run in runs:
-            found.setdefault(run.resolve(), run)
+            found.setdefault(real_path(run), run)
     return sorted(found.values(), key=natural) or [path]  # a folder without runs is reported when it is read
 
 
@@ -135,7 +135,7 @@ def natural(path: Path) -> list[tuple[bool, Any]]:
 
 
 def is_entry(folder: Path) -> bool:
-    return (folder / CONFIG_NAME).exists() or (folder / SEEDS_NAME).exists()
+    return exists(folder / CONFIG_NAME) or exists(folder / SEEDS_NAME)
 
 
 # ------------------------------------------------------------------------------------------------ reading
@@ -143,7 +143,7 @@ def is_entry(folder: Path) -> bool:
 
 def read_entry(folder: Path, split: str) -> Entry:
     """Read a run, or the runs of several seeds; raise DataError if a file is missing or damaged."""
-    if (folder / CONFIG_NAME).exists() or not (folder / SEEDS_NAME).exists():
+    if exists(folder / CONFIG_NAME) or not exists(folder / SEEDS_NAME):
         return Entry(folder, [read_run(folder, split)], None)
     seeds = read_seeds(folder)
     return Entry(folder, [read_run(run, split) for run in seed_folders(folder, seeds)], seeds)
@@ -171,7 +171,7 @@ def read_run(folder: Path, split: str) -> StoredRun:
 def read_unfinished(folder: Path, split: str) -> StoredRun:
     """Read a run that is still training, or was killed: the epochs so far, and the metrics of the best of them."""
     config, data = read_config(folder), converted(folder / DATA_NAME, read_data(folder), RunData)
-    history = read_history(folder) if (folder / METRICS_NAME).exists() else []
+    history = read_history(folder) if exists(folder / METRICS_NAME) else []
     validated = [row for row in history if row["val_loss"] is not None]
     best = best_epoch(validated or history, config.settings(), bool(validated))
     metrics = {}
@@ -195,7 +195,7 @@ def read_unfinished(folder: Path, split: str) -> StoredRun:
 
 def read_seconds(path: Path) -> float | None:
     """Return the duration of the epochs in a file timings.jsonl, or None if there is no file."""
-    if not path.exists():
+    if not exists(path):
         return None
     return sum(row.seconds + row.eval_seconds for row in converted(path, read_lines(path), list[EpochTimings]))
 

@@ -23,7 +23,8 @@ import numpy.typing as npt
 
 from fastmlp.engines.base import RowMetrics, State
 from fastmlp.errors import DataError, printable
-from fastmlp.files import json_bytes
+from fastmlp.files import converted, decoded, json_bytes
+from fastmlp.files.reading import is_folder
 from fastmlp.models import file
 from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version, files_in
 from fastmlp.models.model import Model
@@ -109,11 +110,9 @@ def read(path: Path) -> StoredCheckpoint:
     if not tensors.keys() >= {"parameters", "slots", "record"}:
         raise DataError(f"{path} is a model, not a checkpoint; continue from a checkpoint, or from a run folder")
     text = tensors["record"].tobytes()
-    try:
-        check_format_version(path, msgspec.json.decode(text), VERSION)
-        record = msgspec.json.decode(text, type=Record)
-    except msgspec.MsgspecError as error:
-        raise DataError(f"{path}: the record cannot be read ({error}); another version may have written it") from None
+    found = decoded(path, text)
+    check_format_version(path, found, VERSION)
+    record = converted(path, found, Record)
     state = State(tensors["parameters"], tensors["slots"], record.step)
     partial = None
     if record.partial is not None:
@@ -125,7 +124,7 @@ def read(path: Path) -> StoredCheckpoint:
 def files_of(folder: Path) -> list[Path]:
     """Return the checkpoints of a run folder, or those in a folder of checkpoints; the last one is the newest."""
     inner = folder / CHECKPOINTS_NAME
-    return files_in(inner if inner.is_dir() else folder)
+    return files_in(inner if is_folder(inner) else folder)
 
 
 def read_newest(files: list[Path]) -> StoredCheckpoint:

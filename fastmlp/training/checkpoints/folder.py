@@ -12,8 +12,9 @@ from pathlib import Path
 from fastmlp.engines.base import Engine
 from fastmlp.engines.environment import numerical_environment
 from fastmlp.errors import ConfigError, DataError, printable
-from fastmlp.files import file_errors, make_folders
+from fastmlp.files import make_folders
 from fastmlp.files.locks import locked_folder
+from fastmlp.files.reading import file_errors, is_file, real_path
 from fastmlp.models.file import files_in
 from fastmlp.nn.checks import check_number
 from fastmlp.training.checkpoints.compare import activation_digests, check_environment, check_same, data_digest, settings_table
@@ -155,7 +156,7 @@ def check_newest(found: Sequence[Path], into: Path | None) -> None:
     Only the checkpoints with the most updates are kept, so each checkpoint of this run would be removed at once.
     """
     newest = files_in(into)[-1:] if into is not None else []
-    if newest and newest[0].resolve() not in [path.resolve() for path in found]:
+    if newest and real_path(newest[0]) not in [real_path(path) for path in found]:
         raise ConfigError(
             f"{into} has checkpoints of another training run, or newer ones, such as {newest[0].name}; resume from them with "
             "resume=True, or use another folder"
@@ -184,7 +185,7 @@ def open_checkpoints(
         found = files_in(into)
     elif resume:
         path = Path(resume)
-        found = [path] if path.is_file() else files_of(path)
+        found = [path] if is_file(path) else files_of(path)
         if not found:
             raise DataError(f"no checkpoint in {path}; check the path, or leave out resume to train from the beginning")
         check_newest(found, into)

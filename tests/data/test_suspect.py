@@ -1,0 +1,228 @@
+"""Data from strangers: only regular files of bounded size are read, and every damage is one line."""
+
+from __future__ import annotations
+
+import gzip
+import io
+import os
+import tracemalloc
+import zipfile
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.csv
+import pytest
+import safetensors.numpy
+from PIL import Image
+from pyarrow import parquet
+from support.data import idx, message
+
+from fastmlp.data.load import load_data
+from fastmlp.data.readers.arrays import map_npy, read_npz
+from fastmlp.errors import DataError
+
+ROWS = 200_000
+MIB = 1 / 1024  # in GiB
+NAMES = ("a.csv", "a.csv.gz", "a.parquet", "a.npz", "a.safetensors", "a.npy", "train-images-idx3-ubyte", "a.pt")
+
+posix = pytest.mark.skipif(os.name != "posix", reason="named pipes and devices exist only on POSIX systems")
+
+
+# ------------------------------------------------------------------------------------------------ only regular files
+
+
+@posix
+@pytest.mark.parametrize("name", NAMES)
+def test_named_pipes_and_devices_are_refused_at_once(name: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / name)
+    assert str(tmp_path) in message(DataError, load_data, tmp_path / name)
+    (tmp_path / name).unlink()
+    (tmp_path / name).symlink_to("/dev/zero")
+    assert str(tmp_path) in message(DataError, load_data, tmp_path / name)
+
+
+@posix
+@pytest.mark.parametrize("name", NAMES)
+@pytest.mark.parametrize("kind", ["loop", "long name", "zero byte"])
+def test_paths_that_cannot_be_opened(name: str, kind: str, tmp_path: Path) -> None:
+    path = tmp_path / {"loop": name, "long name": "n" * 300 + name, "zero byte": f"\0{name}"}[kind]
+    if kind == "loop":
+        path.symlink_to(path)
+    assert str(tmp_path) in message(DataError, load_data, path)
+
+
+@posix
+def test_a_named_pipe_in_a_folder_of_images_or_arrays(tmp_path: Path) -> None:
+    for name in ("cat", "dog"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (4, 4)).save(tmp_path / "images" / name / "1.png")
+    os.mkfifo(tmp_path / "images" / "dog" / "2.png")
+    text = message(DataError, load_data, tmp_path / "images")
+    assert text == f"cannot read {tmp_path}/images/dog/2.png: it is a named pipe; give the path of a file"
+    (tmp_path / "arrays").mkdir()
+    np.save(tmp_path / "arrays" / "x.npy", np.eye(3))
+    os.mkfifo(tmp_path / "arrays" / "y.npy")
+    assert "it is a named pipe" in message(DataError, load_data, tmp_path / "arrays")
+
+
+# ------------------------------------------------------------------------------------------------ only bounded sizes
+
+
+def npz(path: Path) -> None:
+    np.savez_compressed(path, x=np.zeros((ROWS, 8)), y=np.arange(ROWS) % 2)
+
+
+def csv(path: Path) -> None:
+    path.write_bytes(gzip.compress(b"a,b,label\n" + b"0,0,no\n0,0,yes\n" * ROWS))
+
+
+def idx_file(path: Path) -> None:
+    labels = path.with_name("train-labels-idx1-ubyte")
+    path.write_bytes(gzip.compress(idx(np.zeros((ROWS, 4, 4), np.uint8))))
+    labels.write_bytes(idx(np.zeros(ROWS, np.uint8)))
+
+
+def numbers(path: Path) -> None:
+    parquet.write_table(pa.table({"a": np.zeros(ROWS), "b": np.zeros(ROWS), "label": np.zeros(ROWS, int)}), path)
+
+
+def text(path: Path) -> None:
+    """A text of 1 MB is in the file once, and in the table 20 times."""
+    column = pa.array(["x" * 1_000_000] * 20 + ["y"] * 20)
+    parquet.write_table(pa.table({"a": column, "label": ["no", "yes"] * 20}), path)
+
+
+def repeated(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    torch.save({"x": torch.zeros(1).expand(ROWS, 8), "y": torch.zeros(1, dtype=torch.int64).expand(ROWS)}, path)
+
+
+def packed_pt(path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    buffer = io.BytesIO()
+    torch.save({"x": torch.zeros(ROWS, 8), "y": torch.arange(ROWS) % 2}, buffer)
+    with zipfile.ZipFile(buffer) as old, zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+
+
+def images(path: Path) -> None:
+    for name in ("cat", "dog"):
+        (path / name).mkdir(parents=True)
+        for number in range(8):
+            Image.new("RGB", (400, 400)).save(path / name / f"{number}.png")
+
+
+BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
+    "npz": (npz, "a.npz"),
+    "csv.gz": (csv, "a.csv.gz"),
+    "idx.gz": (idx_file, "train-images-idx3-ubyte"),
+    "Parquet numbers": (numbers, "a.parquet"),
+    "Parquet text": (text, "a.parquet"),
+    "repeated tensor": (repeated, "a.pt"),
+    "compressed tensors": (packed_pt, "a.pt"),
+    "images": (images, "folder"),
+}
+
+
+@pytest.mark.parametrize("kind", BOMBS)
+def test_claims_are_refused_unless_the_limit_is_raised(kind: str, tmp_path: Path) -> None:
+    make, name = BOMBS[kind]
+    make(tmp_path / name)
+    found = message(DataError, load_data, tmp_path / name, max_decompressed=MIB)
+    assert found.startswith(f"{tmp_path}/") and "more than 50 times as much" in found and "set max_decompressed to" in found
+    assert len(load_data(tmp_path / name, max_decompressed=1).x) >= 16
+    assert len(load_data(tmp_path / name).x) >= 16
+
+
+@pytest.mark.parametrize("kind", ["npz", "idx.gz", "repeated tensor", "images"])
+def test_claims_are_refused_before_memory_is_taken(kind: str, tmp_path: Path) -> None:
+    make, name = BOMBS[kind]
+    make(tmp_path / name)
+    load_data("digits")  # imports
+    tracemalloc.start()
+    try:
+        message(DataError, load_data, tmp_path / name, max_decompressed=MIB)
+        assert tracemalloc.get_traced_memory()[1] < 2 << 20
+    finally:
+        tracemalloc.stop()
+
+
+DTYPES = ["|V0", "<U0", [("a", "<f8")], "|O", "<M8[D]"]
+
+
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_arrays_without_numbers_are_refused(dtype: Any, tmp_path: Path) -> None:
+    """A trillion values of 0 bytes fit into any file."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(header, {"descr": dtype, "fortran_order": False, "shape": (10**12,)})
+    for name, array in (("x", np.eye(3)), ("y", np.arange(3))):
+        np.save(tmp_path / f"{name}.npy", array)
+    (tmp_path / "y.npy").write_bytes(header.getvalue())
+    assert str(tmp_path / "y.npy") in message(DataError, map_npy, tmp_path / "y.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("x.npy", "y.npy"):
+            archive.write(tmp_path / name, name)
+    assert message(DataError, read_npz, tmp_path / "a.npz").startswith(f"{tmp_path / 'a.npz'}: array 'y'")
+
+
+@pytest.mark.parametrize("method", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_methods_are_refused(method: int, tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", x=np.eye(3), y=np.arange(3))
+    with zipfile.ZipFile(tmp_path / "a.npz") as old, zipfile.ZipFile(tmp_path / "b.npz", "w", method) as new:
+        for member in old.infolist():
+            new.writestr(member.filename, old.read(member))
+    assert "a method that numpy.savez does not use" in message(DataError, read_npz, tmp_path / "b.npz")
+
+
+# ------------------------------------------------------------------------------------------------ any exception of a library
+
+
+def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    from safetensors.torch import save_file
+
+    y = torch.zeros(4, dtype=torch.int64)
+    for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16):
+        save_file({"x": torch.zeros(4, 2).to(dtype), "y": y}, tmp_path / "a.safetensors")
+        text = message(DataError, load_data, tmp_path / "a.safetensors")
+        assert text.startswith(f"{tmp_path / 'a.safetensors'}: not a readable safetensors file (")
+    torch.save({"x": torch.zeros(4, 2).to(torch.float8_e4m3fn), "y": y}, tmp_path / "a.pt")
+    assert message(DataError, load_data, tmp_path / "a.pt").startswith(f"{tmp_path / 'a.pt'}: tensor 'x': cannot be converted")
+
+
+@pytest.mark.parametrize("error", [AttributeError, SystemError, RecursionError, MemoryError, KeyError])
+@pytest.mark.parametrize(
+    ("name", "library", "function"),
+    [
+        ("a.npz", np, "load"),
+        ("a.npz", np.lib.format, "read_magic"),
+        ("x.npy", np, "memmap"),
+        ("a.safetensors", safetensors, "safe_open"),
+        ("a.parquet", parquet, "ParquetFile"),
+        ("a.parquet", parquet, "read_table"),
+        ("a.csv", pa.csv, "read_csv"),
+        ("a.csv.gz", gzip.GzipFile, "readinto"),
+    ],
+)
+def test_every_exception_of_a_library_names_the_file(
+    error: type[Exception], name: str, library: Any, function: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*arguments: Any, **settings: Any) -> None:
+        raise error("planted fault")
+
+    arrays = {"x": np.eye(4), "y": np.arange(4) % 2}
+    np.savez(tmp_path / "a.npz", **arrays)  # type: ignore[arg-type]
+    for key, array in arrays.items():
+        np.save(tmp_path / f"{key}.npy", array)
+    safetensors.numpy.save_file(arrays, tmp_path / "a.safetensors")
+    parquet.write_table(pa.table({"a": [1.0, 2.0], "label": ["no", "yes"]}), tmp_path / "a.parquet")
+    (tmp_path / "a.csv").write_text("a,label\n1,no\n2,yes\n")
+    (tmp_path / "a.csv.gz").write_bytes(gzip.compress((tmp_path / "a.csv").read_bytes()))
+    load_data(tmp_path / name)
+    monkeypatch.setattr(library, function, fail)
+    text = message(DataError, load_data, tmp_path / name)
+    assert text.startswith(f"{tmp_path / name}: ") and "planted fault" in text and "; " in text
