@@ -7,24 +7,26 @@ from dataclasses import fields
 from html import escape
 from typing import Any
 
+from fastmlp.errors import printable
+
 LINE = 100  # characters; a longer description has one line per value
 ROWS = 10  # a longer table shows the first and the last rows
 
 
 def summary_text(name: str, values: Mapping[str, Any]) -> str:
-    """Return the description as text: one line, or if it would be long, one line per value.
+    """Return the description as text: one line, or if it would be long, one line per value. Control characters are escaped.
 
     >>> summary_text("Scaling", {"kind": "zscore", "features": 784})
     'Scaling(kind=zscore, features=784)'
     """
-    line = f"{name}({', '.join(f'{key}={value}' for key, value in values.items())})"
+    line = f"{name}({', '.join(f'{key}={printable(str(value))}' for key, value in values.items())})"
     if len(line) <= LINE:
         return line
     return "\n".join([name, *(f"  {key}: {shortened(str(value))}" for key, value in values.items())])
 
 
 def summary_html(name: str, values: Mapping[str, Any]) -> str:
-    """Return the description as an HTML table. Values are escaped, because names of classes come from files.
+    """Return the description as an HTML table. Values are escaped, because names of classes and of data sets come from files.
 
     >>> summary_html("Scaling", {"kind": "<b>"})
     '<table><caption>Scaling</caption><tr><th>kind</th><td>&lt;b&gt;</td></tr></table>'
@@ -34,8 +36,8 @@ def summary_html(name: str, values: Mapping[str, Any]) -> str:
 
 
 def shortened(text: str) -> str:
-    """Return the text without line breaks and with at most `LINE` characters."""
-    text = " ".join(text.split())
+    """Return the text without line breaks, with control characters escaped, and with at most `LINE` characters."""
+    text = printable(" ".join(text.split()))
     return text if len(text) <= LINE else f"{text[: LINE - 4]} ..."
 
 

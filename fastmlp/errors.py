@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import difflib
 import unicodedata
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 MOST_NAMES = 12  # maximum number of names that an error message lists
 MAX_MESSAGE = 600  # characters
@@ -24,10 +24,15 @@ def printable(text: str) -> str:
     >>> printable("caf\u00e9\n\x1b]0;title\x07 \u202e \udc80")
     'café\\n\\x1b]0;title\\x07 \\u202e \\udc80'
     """
+    return escaped(text, lambda char: char.encode("unicode_escape").decode())
+
+
+def escaped(text: str, escape: Callable[[str], str]) -> str:
+    """Return a text in which `escape` replaces the characters that `printable` replaces, for formats with other sequences."""
     if text.isprintable():
         return text
-    plain = (char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs" for char in text)
-    return "".join(char if good else char.encode("unicode_escape").decode() for char, good in zip(text, plain, strict=True))
+    good = {char for char in set(text) if char.isprintable() or char in JOINERS or unicodedata.category(char) == "Zs"}
+    return text.translate({ord(char): escape(char) for char in set(text) - good})
 
 
 def shortened(text: str) -> str:

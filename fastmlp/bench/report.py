@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 from fastmlp.bench.rivals import OURS
 from fastmlp.bench.rounds import label
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, printable
 from fastmlp.files import write_json
-from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save
+from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save, title_text
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
@@ -36,7 +36,7 @@ def cases_of(result: Mapping[str, Any]) -> Iterator[tuple[Mapping[str, Any], lis
 def heading(rows: Sequence[Mapping[str, Any]]) -> str:
     """Return the heading of a case: its network, batch size and data."""
     first = rows[0]
-    return f"{first['network']}, batch {first['batch']}, {first['rows']:,} rows of {first['data']} data"
+    return f"{first['network']}, batch {first['batch']}, {first['rows']:,} rows of {printable(first['data'])} data"
 
 
 def relative_time(row: Mapping[str, Any], ours: Mapping[str, Any] | None) -> str:
@@ -82,7 +82,7 @@ def case_table(rows: Sequence[Mapping[str, Any]]) -> str:
             relative_time(row, ours),
         )
     stream = io.StringIO()
-    Console(file=stream, width=TABLE_WIDTH, color_system=None).print(table)
+    Console(file=stream, width=TABLE_WIDTH, color_system=None, markup=False, emoji=False).print(table)
     return "\n".join([heading(rows), *(line.rstrip() for line in stream.getvalue().splitlines())])
 
 
@@ -92,7 +92,7 @@ def left_out_lines(entries: Sequence[Mapping[str, Any]]) -> Iterator[str]:
     for entry in entries:
         reasons.setdefault(entry["reason"], []).append(entry["backend"])
     for reason, backends in reasons.items():
-        yield f"not timed: {', '.join(dict.fromkeys(backends))}: {reason}"
+        yield f"not timed: {', '.join(dict.fromkeys(backends))}: {printable(reason)}"
 
 
 def machine_lines(result: Mapping[str, Any]) -> Iterator[str]:
@@ -213,7 +213,7 @@ def _draw_case(axes: Axes, rows: Sequence[Mapping[str, Any]], ceilings: Sequence
     axes.set_yticks(places, [label(row["backend"], row["threads"]) for row in rows], fontsize=8)
     axes.set_ylim(len(rows) - 0.4, -0.6)
     axes.set_xlim(0, right * 1.12)
-    axes.set_title(heading(rows), loc="left", fontsize=9, parse_math=False)
+    axes.set_title(title_text(heading(rows)), loc="left", fontsize=9, parse_math=False)
     axes.grid(axis="x", color="#DDDDDD", lw=0.6)
     axes.set_axisbelow(True)
     axes.spines[["top", "right"]].set_visible(False)

@@ -24,7 +24,7 @@ from fastmlp.commands.common.options import Command, common_options, data_dir_op
 from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.jit import JitDisabledError
-from fastmlp.errors import FastMLPError, UnavailableError
+from fastmlp.errors import FastMLPError, UnavailableError, printable
 from fastmlp.files.reading import exists
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
@@ -87,7 +87,7 @@ def as_table(checks: list[Check]) -> str:
     """
     width = max(len(check.name) for check in checks)
     ends = {check: f" ({check.remedy})" if check.remedy else "" for check in checks}
-    return "\n".join(f"{one.state:<6}  {one.name:<{width}}  {one.value}{ends[one]}" for one in checks)
+    return "\n".join(printable(f"{one.state:<6}  {one.name:<{width}}  {one.value}{ends[one]}") for one in checks)
 
 
 # ------------------------------------------------------------------------------------------------ packages

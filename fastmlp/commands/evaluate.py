@@ -30,6 +30,7 @@ from fastmlp.commands.common.options import (
     with_flags,
 )
 from fastmlp.commands.common.toolkit import open_extractor
+from fastmlp.errors import printable
 from fastmlp.files.reading import is_folder
 
 
@@ -122,5 +123,5 @@ def verify(run: str, as_json: bool, **flags: Any) -> None:
     if as_json:
         show_json(result)
     elif result["same"]:
-        show(f"{run}: {epochs} reproduced, with identical {', '.join(result['sha256'])}")
+        show(f"{printable(run)}: {epochs} reproduced, with identical {', '.join(result['sha256'])}")
     check_verified(result)

@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from fastmlp.commands.common.console import end_by_signal, is_quiet, is_verbose, note, say, show, show_extraction
+from fastmlp.commands.common.console import end_by_signal, is_quiet, is_verbose, note_lines, say, show, show_extraction
 from fastmlp.commands.common.options import (
     Chain,
     Sections,
@@ -82,7 +82,7 @@ def extract_train(chained: tuple[ExtractConfig, Any, bool], /, config: str | Non
     images, recipe, json_before = chained
     settings = resolve(flags | images.inherited_flags(), os.environ, config, recipe)
     if is_verbose():
-        note(settings.text())
+        note_lines(settings.text())
     chain = extract_and_train(images, settings, extraction_tools(), quiet=is_quiet(), say=say)
     end_by_signal(chain.signal if chain.run is None else 0)
     if chain.run is not None:

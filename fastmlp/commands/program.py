@@ -21,7 +21,7 @@ import click
 from fastmlp import __version__
 from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.bench import bench
-from fastmlp.commands.common.console import fail, note
+from fastmlp.commands.common.console import fail, note, note_lines
 from fastmlp.commands.common.offline import refused_connection
 from fastmlp.commands.common.options import Group
 from fastmlp.commands.common.toolkit import extraction_tools
@@ -57,7 +57,7 @@ class Program(Group):
             known = refused_connection(error) or error
             if isinstance(getattr(known, "exit_code", None), int):  # FastMLPError, and errors of fastmlp.cnn
                 fail(ctx, known)
-            note(f"{traceback.format_exc()}{REPORT}")
+            note_lines(f"{traceback.format_exc()}{REPORT}")
             ctx.exit(1)
 
 

@@ -12,6 +12,7 @@ import click
 
 from fastmlp.commands.common.console import end_by_signal, is_quiet, say, show, show_json
 from fastmlp.commands.common.options import Group, common_options, data_dir_option
+from fastmlp.errors import printable
 
 if TYPE_CHECKING:
     from fastmlp.experiments.recipes.plot import Drawn
@@ -110,7 +111,7 @@ def recipes_plot(patterns: tuple[str, ...], runs: str, out: str | None, as_json:
     if as_json:
         show_json({"comparisons": [row._asdict() for row in rows]})
     else:
-        show("\n".join(row.file for row in rows if row.file))
+        show("\n".join(printable(row.file) for row in rows if row.file))
 
 
 def missing_text(row: Drawn, runs: Path) -> str:

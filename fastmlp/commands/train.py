@@ -14,7 +14,7 @@ from fastmlp.commands.common.console import (
     given_flags,
     is_quiet,
     is_verbose,
-    note,
+    note_lines,
     resolved,
     resume_hint,
     say,
@@ -115,7 +115,7 @@ def only_print(settings: DataSettings, print_config: bool) -> bool:
     if print_config:
         show(settings.text())
     elif is_verbose():
-        note(settings.text())
+        note_lines(settings.text())
     return print_config
 
 

@@ -6,7 +6,7 @@ evaluation accept `CheckedRows` and compare only shapes, so that they need not r
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any, NamedTuple
 
@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.convert import as_array, not_numeric, plain_objects
-from fastmlp.data.labels import LabelEncoder, is_one_hot
+from fastmlp.data.labels import LabelEncoder, check_class_names, is_one_hot
 from fastmlp.data.rows import Array, Features, Subset, first_not_finite
 from fastmlp.errors import DataError
 from fastmlp.nn.blocks import blocks
@@ -230,13 +230,14 @@ def check_weights(
     return weights
 
 
-def check_description(network: Network, features: int | None, classes: int, shape: tuple[int, ...] | None) -> None:
-    """Raise DataError unless the scaling, the class names and the image shape match the network."""
+def check_description(network: Network, features: int | None, classes: Sequence[str], shape: tuple[int, ...] | None) -> None:
+    """Raise DataError unless the scaling, the class names and the image shape match the network, and the names are valid."""
     first, last = network.sizes[0], network.sizes[-1]
     if features is not None and features != first:
         raise DataError(f"the scaling is for {features} features, but the network takes {first}")
-    if classes not in (0, last):
-        raise DataError(f"classes has {classes} names, but the network has {last} outputs")
+    if len(classes) not in (0, last):
+        raise DataError(f"classes has {len(classes)} names, but the network has {last} outputs")
+    check_class_names(classes)
     if shape is not None and int(np.prod(shape)) != first:
         raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")
 
@@ -288,7 +289,7 @@ def check_labels(
 
     Raises
     ------
-    DataError : a wrong shape, an empty array, or a label that is not one of the classes
+    DataError : a wrong shape, an empty array, a label that is not one of the classes, or one that cannot be a class name
 
     Examples
     --------
@@ -313,7 +314,11 @@ def check_labels(
             f"{location.text}: {len(encoder.classes)} different labels; at most {MOST_CLASSES} classes are possible; for "
             "regression use task 'regression'"
         )
-    return encoder.encode(array, location.row), names or tuple(map(str, encoder.classes.tolist())), encoder
+    numbers = encoder.encode(array, location.row)
+    if not names:
+        names = tuple(map(str, encoder.classes.tolist()))
+        check_class_names(names, lambda index: location.row(int(np.argmax(numbers == index))))
+    return numbers, names, encoder
 
 
 def label_encoder(labels: Array, names: tuple[str, ...]) -> LabelEncoder:

@@ -20,7 +20,7 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, listed
 from fastmlp.data.checks import SourceLocation, check_features, check_labels, check_values, check_weights
 from fastmlp.data.convert import as_array
-from fastmlp.data.labels import LabelEncoder, infer_task, is_one_hot
+from fastmlp.data.labels import LabelEncoder, check_class_names, infer_task, is_one_hot
 from fastmlp.data.pairs import DataSplits, Split
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.names import ARRAYS
@@ -170,8 +170,8 @@ def check_dataset(arrays: RawArrays, name: str = "data", task: str | None = None
     Raises
     ------
     ConfigError : unknown task
-    DataError : ragged or empty arrays, values that are not finite in float32, arrays of different lengths, or labels that
-        are not among the classes
+    DataError : ragged or empty arrays, values that are not finite in float32, arrays of different lengths, labels that are not
+        among the classes, or class names with characters that `labels.check_class_names` refuses
 
     Examples
     --------
@@ -276,9 +276,10 @@ def _check_xy(
 
 
 def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
-    """Return the class names; raise DataError unless they are distinct strings or integers."""
+    """Return the class names; raise DataError unless they are distinct strings or integers without control characters."""
     array = np.asarray([] if values is None else values)
     names = tuple(map(str, array.ravel().tolist()))
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
         raise DataError(f"{location.text}: class names must be a list of distinct strings; correct the list or omit it")
+    check_class_names(names, location.row)
     return names

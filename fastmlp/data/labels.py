@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +14,10 @@ import numpy.typing as npt
 from fastmlp.errors import DataError, some_names, unknown_name
 
 MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct integer values are class labels
+# Categories of characters that class names must not contain, in words.
+REFUSED_CATEGORIES = {"Cc": "control character", "Zl": "line separator", "Zp": "paragraph separator"}
+BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # embedding, override, isolate, and their ends
+LONGEST_SHOWN = 60  # maximum number of characters of a name in an error message
 
 
 def is_one_hot(y: npt.NDArray[Any]) -> bool:
@@ -54,6 +59,51 @@ def class_labels(names: Sequence[str], text: bool = False) -> npt.NDArray[Any]:
         return np.array([name == "True" for name in names])
     whole = not text and all(name.removeprefix("-").isdecimal() and name == str(int(name)) for name in names)
     return np.array([int(name) for name in names] if whole else names)
+
+
+def check_class_names(names: Sequence[str], location: Callable[[int], str] = "class {}".format) -> None:
+    r"""Check that class names can be shown in one line of text and written to files.
+
+    Every function that receives class names calls this one. Refused are lone surrogates (which bytes of file names become that
+    are not UTF-8), control characters such as tabs and line breaks (category Cc), line and paragraph separators (Zl, Zp), and
+    the characters that embed, override or isolate the direction of text (U+202A to U+202E, U+2066 to U+2069), because they can
+    reverse the text that follows the name, such as the numbers in a report. Other formatting characters are accepted, because
+    words of some scripts contain them.
+
+    Parameters
+    ----------
+    names : names of the classes
+    location : function that returns the location of the name with an index as text, for the error message
+
+    Raises
+    ------
+    DataError : a name is not a string, or has such a character
+
+    Examples
+    --------
+    >>> check_class_names(["cat", "d\x07g"], "a.npz: name {}".format)
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: a.npz: name 1: the class name 'd\x07g' has the control character U+0007; rename the class
+    """
+    for index, name in enumerate(names):
+        if not isinstance(name, str):
+            raise DataError(f"{location(index)}: the class name {name!r} is not a string; convert it")
+        if not name.isprintable() and (reason := unfit_character(name)):
+            shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
+            raise DataError(f"{location(index)}: the class name {shown!r} {reason}; rename the class")
+
+
+def unfit_character(name: str) -> str:
+    """Return why a name cannot be a class name, see `check_class_names`; empty if it can be one."""
+    for char in name:
+        category, code = unicodedata.category(char), f"U+{ord(char):04X}"
+        if category == "Cs":
+            return f"is not valid Unicode, because of the lone surrogate {code}"
+        if category in REFUSED_CATEGORIES:
+            return f"has the {REFUSED_CATEGORIES[category]} {code}"
+        if char in BIDI_CONTROLS:
+            return f"has the formatting character {code}, which changes the direction of text"
+    return ""
 
 
 @dataclass(frozen=True, eq=False)

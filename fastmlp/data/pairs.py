@@ -28,7 +28,7 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, listed, summary_html, summary_text
 from fastmlp.data.checks import CheckedRows, check_rows, check_targets, check_weights, image_shape_of
 from fastmlp.data.convert import as_array
-from fastmlp.data.labels import LabelEncoder, class_labels, is_one_hot
+from fastmlp.data.labels import LabelEncoder, check_class_names, class_labels, is_one_hot
 from fastmlp.data.rows import Array, Features
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.data.tables.frames import encode_frame, frame_encoding, is_frame
@@ -139,7 +139,8 @@ def as_split(
     Raises
     ------
     ConfigError : `given` is not a pair
-    DataError : no rows, wrong shapes or dtypes, values that are not finite, or labels that are not among the classes
+    DataError : no rows, wrong shapes or dtypes, values that are not finite, labels that are not among the classes, or names of
+        classes or of columns with characters that they must not have
     """
     if isinstance(given, Split):
         return given
@@ -169,7 +170,13 @@ def as_split(
 
 
 def checked_names(classes: Any) -> tuple[str, ...]:
-    """Return the names of the classes as strings, empty for None; raise ConfigError unless they are distinct names."""
+    """Return the names of the classes as strings, empty for None.
+
+    Raises
+    ------
+    ConfigError : the names are not distinct
+    DataError : a name has a character that `check_class_names` refuses
+    """
     if classes is None:
         return ()
     if isinstance(classes, str | int):
@@ -177,6 +184,7 @@ def checked_names(classes: Any) -> tuple[str, ...]:
     names = tuple(map(str, classes))
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"classes must be a list of distinct names, but {repeated[0]!r} occurs more than once")
+    check_class_names(names, "classes, name {}".format)
     return names
 
 
@@ -278,12 +286,13 @@ def encode_labels(y: Array, names: tuple[str, ...], outputs: int, split: str) ->
 
     Raises
     ------
-    DataError : y has labels of different types, or a label that is not one of the classes
+    DataError : y has labels of different types, a label that is not one of the classes, or one that cannot be a class name
     """
     y = plain_labels(y, split)
     text = y.dtype.kind == "U"
     if not names:
         names = tuple(map(str, range(outputs) if outputs and y.dtype.kind in "iu" else np.unique(y).tolist()))
+        check_class_names(names, lambda index: f"{split} targets, row {np.argmax(y == names[index])}")
         if not outputs and not text and len(y) > MANY_CLASSES and len(names) > len(y) / 2:
             warnings.warn(
                 f"{len(names)} different integers in {len(y)} targets are used as classes; for regression, use a loss such as "

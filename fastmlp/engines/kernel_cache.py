@@ -31,6 +31,7 @@ from typing import Any
 import platformdirs
 
 from fastmlp.engines.interrupts import deferred_signals
+from fastmlp.errors import printable
 
 DIGEST_BYTES = 32
 TEMPORARY = re.compile(r"tmp.*\.tmp")  # names of temporary files
@@ -128,7 +129,7 @@ def sources_of(places: Iterable[str], package: Path = PACKAGE) -> list[str]:
 def warn_once(reason: str) -> None:
     """Warn that compiled kernels cannot be cached, once per reason and process."""
     warnings.warn(
-        f"compiled kernels are not cached on disk: {reason}. "
+        f"compiled kernels are not cached on disk: {printable(reason)}. "
         "Training works, but each process recompiles its kernels; set FASTMLP_CACHE_DIR to another folder",
         RuntimeWarning,
         stacklevel=2,

@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -266,7 +267,6 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         return Model(
             make_network(self._parameters(), self._fitted_sizes(), LOSSES[self.out_activation_], 0.0),
             self._vector(np.float64 if float64 else np.float32),
-            classes=tuple(map(str, self.classes_)) if self.out_activation_ == "softmax" else (),
             backend="numpy" if float64 else self.backend,
             threads=default_threads(self.n_threads),
         )
@@ -303,6 +303,9 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         Raises
         ------
         sklearn.exceptions.NotFittedError : the estimator has not been fitted
+        DataError : a label has a character that class names must not contain, such as a tab or a line break; see
+            `data.labels.check_class_names`. Estimators accept such labels, as scikit-learn does
         """
         check_is_fitted(self)
-        return self._model()
+        names = tuple(map(str, self.classes_)) if self.out_activation_ == "softmax" else ()
+        return replace(self._model(), classes=names)

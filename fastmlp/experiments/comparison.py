@@ -17,7 +17,7 @@ from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.sweeps.stored import Entry, expanded, read_entry
 from fastmlp.reports.comparison import Curve, Panel, plot_comparison
 from fastmlp.reports.tables import METRIC_FORMATS
-from fastmlp.reports.text import printable, short_name
+from fastmlp.reports.text import short_name
 from fastmlp.training.result import METRICS, EpochLog, mean_and_deviation
 
 METRIC = one_of("metric", METRIC_FORMATS)
@@ -233,13 +233,20 @@ def draw(entries: Sequence[Entry], rows: Sequence[Mapping[str, Any]], out: Path)
     plot_comparison(panels, out, short_name(f"{next(iter(data))}, {subject}" if len(data) == 1 else subject, LONGEST_TITLE))
 
 
+def legend_labels(names: Sequence[str]) -> list[str]:
+    """Return different labels for the names: short ones, or else longer ones, or else numbered ones."""
+    for longest in (LONGEST_LABEL, LONGEST_TITLE):
+        labels = [short_name(name, longest) for name in names]
+        if len({*labels}) == len(labels):
+            return labels
+    return [f"{number}: {short_name(name, LONGEST_LABEL)}" for number, name in enumerate(names, start=1)]
+
+
 def panels_of(entries: Sequence[Entry], names: Sequence[str]) -> list[Panel]:
     """Return the panels of the figure: for each metric, a curve per entry that has it."""
     histories = [history_of(entry) for entry in entries]
     splits = ["validation" if any("val_loss" in row for row in history) else "training" for history in histories]
-    labels = [short_name(name, LONGEST_LABEL) for name in names]
-    if len({*labels}) < len(labels):
-        labels = list(map(printable, names))
+    labels = legend_labels(names)
     if len({split for split, history in zip(splits, histories, strict=True) if history}) > 1:
         labels = [f"{label} (training)" if split == "training" else label for label, split in zip(labels, splits, strict=True)]
     panels = []

@@ -15,7 +15,7 @@ from typing import Any
 
 import msgspec
 
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import RESTORE, converted, file_sha256, make_folders, read_json, read_lines, sync, write_json
 from fastmlp.files.locks import held, locked_folder, sweep, unfinished
 from fastmlp.files.reading import entries, exists, file_errors, files_matching, is_file, is_folder, modified
@@ -224,7 +224,8 @@ def check_lock(found: bool | None, path: Path) -> None:
         message = f"out: another run is writing to {path}; wait until it has ended, or choose another path"
         raise ConfigError(message, settings=("out",))
     if found is None and os.name == "posix":
-        warnings.warn(f"{path} cannot be locked against other runs: its file system has no locks", RuntimeWarning, stacklevel=4)
+        text = f"{path} cannot be locked against other runs: its file system has no locks"
+        warnings.warn(printable(text), RuntimeWarning, stacklevel=4)
 
 
 @contextmanager

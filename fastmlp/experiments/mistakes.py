@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,7 +18,7 @@ from fastmlp.files import write_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.images import most_confident, plot_mistakes
-from fastmlp.reports.text import short_name
+from fastmlp.reports.text import csv_text, short_name
 
 MISTAKES_PICTURE, MISTAKES_TABLE = "mistakes.png", "mistakes.csv"
 MOST_RESIDUALS = 100  # maximum number of rows of a regression in the table
@@ -160,10 +158,7 @@ def csv_bytes(columns: list[tuple[str, list[Any]]]) -> bytes:
     b'name,size\\na,5.1\\nb,3\\n'
     """
     names, values = zip(*columns, strict=True)
-    text = io.StringIO()
-    rows = ([cell_text(value) for value in row] for row in zip(*values, strict=True))
-    csv.writer(text, lineterminator="\n").writerows([names, *rows])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_text([names, *([cell_text(value) for value in row] for row in zip(*values, strict=True))]).encode()
 
 
 def cell_text(value: Any) -> str:

@@ -21,7 +21,7 @@ from fastmlp.data.splits import Splits, split, training_rows
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.files import converted
+from fastmlp.files import converted, json_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.training.settings import Task, make_task, prepare
@@ -78,6 +78,7 @@ def make_plan(
     if data.validation is not None and "validation" not in splits:  # features without validation rows
         settings = dataclasses.replace(settings, patience=0)
     check_splits(config, splits)
+    json_bytes([data.name, data.notes, portable(config)])  # names that cannot be written are refused before the training
     network = config.network(data.x.shape[1], len(data.classes) or data.y.shape[1])
     train, validation = splits["train"], splits.get("validation")
     if config.class_weight is not None:

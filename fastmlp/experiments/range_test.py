@@ -11,6 +11,7 @@ from fastmlp.experiments.config.learning_rate import RangeTestConfig
 from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.files.reading import exists
 from fastmlp.reports.style import own_style, save
+from fastmlp.reports.text import short_name
 from fastmlp.training.learning_rate import range_test
 from fastmlp.training.progress import COMPILING
 
@@ -59,7 +60,7 @@ def run_range_test(
     say(tested if out is None else f"{tested}: {out}")
     if out is not None:
         with own_style():
-            save(curve.plot(f"Learning-rate range test: {name}, {label}, {config.optimizer}"), out)
+            save(curve.plot(f"Learning-rate range test: {short_name(name)}, {label}, {config.optimizer}"), out)
     values = {key: getattr(curve, key).tolist() for key in ("learning_rates", "losses", "smoothed")}
     described = {"data": name, "network": label, "optimizer": config.optimizer}
     return {**described, "suggestion": curve.suggestion, **values, "out": out}

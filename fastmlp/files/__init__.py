@@ -21,7 +21,7 @@ from typing import Any, TypeVar
 import msgspec
 import tomli_w
 
-from fastmlp.errors import DataError, FastMLPError, WriteError
+from fastmlp.errors import DataError, FastMLPError, WriteError, escaped
 from fastmlp.files.locks import held, sweep, unfinished
 from fastmlp.files.reading import exists, file_errors, is_file, is_folder, library_errors, open_file, read_bytes
 
@@ -81,7 +81,8 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
     r"""Return JSON text in UTF-8, with keys in the given order and a final newline.
 
     NaN and infinities are written as null: JSON cannot represent them, and a run whose loss diverged must still be able to
-    write its results. Floats are written with full precision.
+    write its results. Floats are written with full precision. Control and formatting characters in strings are written as
+    escape sequences of JSON, so that the text can be printed, and a parser returns the exact strings.
 
     Parameters
     ----------
@@ -100,12 +101,21 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
     --------
     >>> json_bytes({"b": 0.1, "a": float("nan")})
     b'{"b":0.1,"a":null}\n'
+    >>> json_bytes("\x9b\u202e")
+    b'"\\u009b\\u202e"\n'
     """
     try:
         compact = msgspec.json.encode(value, enc_hook=_plain_scalar)
     except UnicodeEncodeError as error:
         raise DataError(f"cannot write {error.object!r} as JSON: it is not valid Unicode; rename it") from error
+    compact = escaped(compact.decode(), _json_escape).encode()  # msgspec escapes only what JSON requires
     return (msgspec.json.format(compact, indent=indent) if indent else compact) + b"\n"
+
+
+def _json_escape(char: str) -> str:
+    """Return the escape sequence of a character in JSON: its UTF-16 code units."""
+    units = char.encode("utf-16-be")
+    return "".join(f"\\u{units[start : start + 2].hex()}" for start in range(0, len(units), 2))
 
 
 def write_json(path: str | os.PathLike[str], value: object) -> None:
@@ -182,7 +192,7 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
     """Write a TOML file atomically. Keys whose value is None are omitted, because TOML has no null value.
 
     NaN and infinities are written as such, since TOML supports them. NumPy scalars are converted to numbers, and paths to
-    strings.
+    strings. Characters are escaped as in `escape_toml`.
 
     Raises
     ------
@@ -201,11 +211,26 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
     """
     text = tomli_w.dumps(_without_none(table))
     try:
-        data = text.encode()
+        text.encode()
     except UnicodeEncodeError as error:
         line = text.count("\n", 0, error.start) + 1
         raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file named there") from error
-    write_bytes(path, data)
+    write_bytes(path, escape_toml(text).encode())
+
+
+def escape_toml(text: str) -> str:
+    r"""Return a TOML document in which control and formatting characters in strings are escape sequences of TOML.
+
+    It can be printed, and a parser returns the exact strings. A lone surrogate becomes an escape sequence that TOML forbids.
+
+    >>> escape_toml('name = "a\tb\x9b"\n')
+    'name = "a\\u0009b\\u009b"\n'
+    """
+    return "\n".join(escaped(line, _toml_escape) for line in text.split("\n"))
+
+
+def _toml_escape(char: str) -> str:
+    return f"\\u{ord(char):04x}" if ord(char) < 1 << 16 else f"\\U{ord(char):08x}"
 
 
 def read_lines(path: str | os.PathLike[str]) -> list[dict[str, Any]]:

@@ -27,7 +27,7 @@ from fastmlp.data.checks import check_description
 from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.data.tables.encoding import TableEncoding
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import write_bytes
 from fastmlp.files.reading import exists, files_matching, is_folder, library_errors, reason, size_of
 from fastmlp.nn.activations import Activation, UnknownActivation, register
@@ -130,7 +130,7 @@ def read_checkpoint(
         features = None if scaling is None else len(scaling.shift)
         if header.encoding is not None and header.encoding.n_features != header.network.sizes[0]:
             raise DataError(f"the encoding of the table has {header.encoding.n_features} features, not those of the network")
-        check_description(header.network, features, len(header.classes), None if extractor else header.image_shape)
+        check_description(header.network, features, header.classes, None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
@@ -166,9 +166,8 @@ def model_file(path: Path) -> Path:
     if found := files_in(path):
         return found[-1]
     if found := files_in(path / CHECKPOINTS_NAME):
-        warnings.warn(
-            f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}", RuntimeWarning, stacklevel=4
-        )
+        text = f"{path}: the run has not finished; using its newest checkpoint, {found[-1].name}"
+        warnings.warn(printable(text), RuntimeWarning, stacklevel=4)
         return found[-1]
     return path / FILE_NAME
 

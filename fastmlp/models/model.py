@@ -48,7 +48,8 @@ class Model(Summarized):
 
     Raises
     ------
-    DataError : a scaling, the class names or the image shape does not match the network
+    DataError : a scaling, the class names or the image shape does not match the network, or a class name has a character that
+        `labels.check_class_names` refuses
     """
 
     network: Network
@@ -70,7 +71,7 @@ class Model(Summarized):
         parameters.flags.writeable = False  # the engine has a copy, so that changes would have no effect on predictions
         object.__setattr__(self, "parameters", parameters)
         features = None if self.scaling is None else len(self.scaling.shift)
-        check_description(self.network, features, len(self.classes), self.image_shape if self.extractor is None else None)
+        check_description(self.network, features, self.classes, self.image_shape if self.extractor is None else None)
         if self.encoding is not None and self.encoding.n_features != self.network.sizes[0]:
             features = self.encoding.n_features
             raise DataError(f"the encoding of the table has {features} features, but the network takes {self.network.sizes[0]}")

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.reports.style import COLORS, GREY, epoch_axis, new_figure, own_style, save, scale_loss
+from fastmlp.reports.style import COLORS, GREY, epoch_axis, new_figure, own_style, save, scale_loss, title_text
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -92,7 +92,7 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
     figure = new_figure(max(2.6, 0.8 + 0.09 * longest) + 4.6 * len(panels), max(4.4, 1.6 + 0.22 * len(entries)), title)
     for number, panel in enumerate(panels, start=1):
         axes = figure.add_subplot(1, len(panels), number)
-        axes.set_title(panel.heading, fontsize="medium")
+        axes.set_title(title_text(panel.heading), fontsize="medium", parse_math=False)
         axes.set_xlabel("epoch")
         axes.set_ylabel(_axis_label(panel))
         _draw_curves(axes, panel)

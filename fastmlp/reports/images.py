@@ -10,8 +10,9 @@ from typing import TYPE_CHECKING, Any, Protocol
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.errors import printable
 from fastmlp.reports.style import COLORS, GREY, MARKERS, class_legend, new_figure, own_style, save
-from fastmlp.reports.text import DENSE_CLASSES, printable, short_name
+from fastmlp.reports.text import DENSE_CLASSES, short_name
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure

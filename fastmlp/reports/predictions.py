@@ -6,15 +6,14 @@ predicted, because it has missing values, the label is "" and `probabilities` or
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, printable
 from fastmlp.files import json_bytes
+from fastmlp.reports.text import csv_text
 
 Prediction = dict[str, Any]
 # Inputs with these suffixes have rows; others are single images.
@@ -25,12 +24,13 @@ def as_lines(predictions: Sequence[Prediction], top: int) -> list[str]:
     """Return one line per prediction, with fields separated by tabs.
 
     The first field is the input, with the row number for `FILES_OF_ROWS`. The label and the probability of each of the
-    `top` most probable classes follow or, for regression, the predicted values.
+    `top` most probable classes follow or, for regression, the predicted values. Control characters in names of files and
+    classes are escaped.
 
     >>> as_lines([{"input": "a.png", "row": 1, "label": "7", "probability": 0.75, "probabilities": {"7": 0.75}}], 1)
     ['a.png\\t7\\t0.7500']
     """
-    return ["\t".join([place(one), *fields(one, top)]) for one in predictions]
+    return ["\t".join(map(printable, [place(one), *fields(one, top)])) for one in predictions]
 
 
 def place(one: Prediction) -> str:
@@ -68,9 +68,7 @@ def as_csv(predictions: Sequence[Prediction]) -> bytes:
         shown = sorted({name for one in predictions for name in shares_of(one)}, key=class_order)
         names = ["label", *shown]
         body = [[one["input"], one["row"], one["label"], *map(shares_of(one).get, shown)] for one in predictions]
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([["input", "row", *names], *body])
-    return text.getvalue().encode("utf-8", "backslashreplace")
+    return csv_text([["input", "row", *names], *body]).encode()
 
 
 def class_order(name: str) -> tuple[bool, int, str]:

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.reports.style import BLUE, ORANGE, light_grid, new_figure, own_style, save
+from fastmlp.reports.style import BLUE, ORANGE, light_grid, new_figure, own_style, save, title_text
 from fastmlp.reports.text import short_name
 
 if TYPE_CHECKING:
@@ -52,7 +52,7 @@ def plot_predictions(
             name = short_name(names[target], LONGEST_NAME)
             _draw_against_truth(left, truth[:, target], predicted[:, target], name)
             _draw_residuals(right, truth[:, target], predicted[:, target], name)
-            left.set_title(metrics[target], fontsize=9, parse_math=False)
+            left.set_title(title_text(metrics[target]), fontsize=9, parse_math=False)
         save(figure, path)
 
 

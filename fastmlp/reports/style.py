@@ -37,6 +37,7 @@ FONTS = ("Noto Sans CJK JP", "Noto Sans CJK SC", "Hiragino Sans", "PingFang SC",
 # used again with another marker.
 COLORS = ("#0072B2", "#E69F00", "#009E73", "#D55E00", "#CC79A7", "#56B4E9", "#F0E442", "#000000", "#7A5195", "#8C613C")
 MARKERS = "os^Dv"
+LONGEST_TITLE = 160  # maximum number of characters of a line of a title; matplotlib refuses figures that are too wide
 
 
 @contextlib.contextmanager
@@ -58,15 +59,24 @@ def own_style() -> Iterator[None]:
 
 
 def new_figure(width: float, height: float, title: str) -> Figure:
-    """Return a figure of this size in inches, with an Agg canvas and constrained layout."""
+    """Return a figure of this size in inches, with an Agg canvas and constrained layout; see `title_text` for the title."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(width, height), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(title, parse_math=False)
+    figure.suptitle(title_text(title), parse_math=False)
     figure._repr_png_ = functools.partial(png_bytes, figure)  # type: ignore[attr-defined]  # displays the figure in notebooks
     return figure
+
+
+def title_text(title: str) -> str:
+    r"""Return a title whose lines are truncated to LONGEST_TITLE characters, with control characters escaped.
+
+    >>> title_text("two\nlines\t")
+    'two\nlines\\t'
+    """
+    return "\n".join(short_name(line, LONGEST_TITLE) for line in title.split("\n"))
 
 
 def save(figure: Figure, path: str | os.PathLike[str]) -> None:

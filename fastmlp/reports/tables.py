@@ -6,13 +6,12 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import re
 from collections.abc import Mapping, Sequence
 from typing import Any, NamedTuple
 
-from fastmlp.reports.text import bold, printable
+from fastmlp.errors import printable
+from fastmlp.reports.text import bold, csv_text
 
 Comparison = Mapping[str, Any]  # result of `experiments.comparison.compare_runs`
 
@@ -71,7 +70,7 @@ def comparison_text(result: Comparison, style: str, *, color: bool = False) -> s
     color : whether the best values in a text are also bold, by means of terminal escape codes
     """
     if style == "csv":
-        return csv_text(result)
+        return comparison_csv(result)
     metrics, settings = metrics_table(result), settings_table(result)
     tables = [metrics, settings] if settings.rows else [metrics]
     if style == "markdown":
@@ -253,7 +252,7 @@ def escape_latex(text: str) -> str:
     return re.sub("-(?=-)", "-{}", text)  # LaTeX typesets two hyphens as a dash
 
 
-def csv_text(result: Comparison) -> str:
+def comparison_csv(result: Comparison) -> str:
     """Return a comparison as CSV with a header line, for other programs: numbers are not rounded, missing values are empty."""
     deviations = any(run["std"] is not None for run in result["runs"])
     header = ["run", "folder", "data", "network", "parameters", "split"]
@@ -268,6 +267,4 @@ def csv_text(result: Comparison) -> str:
         row += [run[key] for key in ("best_epoch", "epochs", "seconds", "backend")] + [setting_text(run["finished"])]
         values = [column[index] for column in result["settings"].values()]
         rows.append([*row, *(None if value is None else setting_text(value) for value in values)])
-    text = io.StringIO()
-    csv.writer(text, lineterminator="\n").writerows([header, *rows])
-    return text.getvalue().removesuffix("\n")
+    return csv_text([header, *rows]).removesuffix("\n")

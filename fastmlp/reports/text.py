@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+import csv
+import io
 import os
 import sys
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import Any, TextIO
 
 import numpy.typing as npt
 
+from fastmlp.errors import printable
+
 MOST_CLASSES = 25  # with more classes, the table is truncated and the confusion matrix is drawn without counts
 DENSE_CLASSES = 200  # with more classes, confusion matrices are stored in sparse form, and figures show 20 classes
 LONGEST_NAME = 28
+LONGEST_REPORTED = 100  # maximum number of characters of a class name in a classification report
 REPORT_NAME = "report.txt"
 PREDICTIONS_NAME = "predictions.txt"
 HEADINGS = ("precision", "recall", "f1-score", "support")
@@ -26,18 +31,13 @@ SHOWN_METRICS = {
 }
 
 
-def printable(text: str) -> str:
-    """Replace characters that are not printable, such as line breaks and terminal escapes, with question marks."""
-    return "".join(c if c.isprintable() else "?" for c in text)
-
-
 def short_name(name: str, longest: int = LONGEST_NAME) -> str:
-    """Return a class name on one line, truncated to `longest` characters.
+    r"""Return a name on one line, with control characters escaped, truncated to `longest` characters.
 
-    >>> short_name("a class name that is far too long to be shown")
-    'a class name that is far to…'
+    >>> short_name("a class name that is far too long to be shown"), short_name("two\nlines")
+    ('a class name that is far to…', 'two\\nlines')
     """
-    clean = printable(name)
+    clean = printable(name[: longest + 1])
     return clean if len(clean) <= longest else clean[: longest - 1] + "…"
 
 
@@ -129,7 +129,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         yield "best epoch", f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
     for key, (name, form) in others.items():
         if key in result:
-            yield name, _number(result[key], form)
+            yield name, printable(_number(result[key], form))
 
 
 def metrics_text(figures: Mapping[str, Any]) -> str:
@@ -179,7 +179,8 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int
 
     most : maximum number of classes to list; a line has the number of the others. None lists all classes
 
-    Unlike in scikit-learn, unprintable characters in class names, such as line breaks, are replaced with question marks.
+    Unlike in scikit-learn, control characters in class names, such as line breaks, are escaped, and names of more than 100
+    characters are truncated.
 
     >>> import numpy as np
     >>> from fastmlp.models.metrics import classification_metrics
@@ -195,7 +196,7 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int
     weighted avg       0.83      0.75      0.73         4
     <BLANKLINE>
     """
-    rows = [row | {"class": printable(row["class"])} for row in figures["per_class"]]
+    rows = [row | {"class": short_name(row["class"], LONGEST_REPORTED)} for row in figures["per_class"]]
     total = sum(row["support"] for row in rows)
     width = max(len("weighted avg"), *(len(row["class"]) for row in rows))
 
@@ -210,6 +211,21 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int
     accuracy = f"{'accuracy':>{width}} " + " " * 20 + f" {figures['accuracy']:>9.{digits}f} {total:>9}\n"
     averages = "".join(line(f"{name} avg", figures[name], total) for name in ("macro", "weighted"))
     return f"{head}{classes}\n{accuracy}{averages}"
+
+
+def csv_text(rows: Iterable[Sequence[Any]]) -> str:
+    r"""Return rows as CSV, each of which is one line. Cells are quoted where necessary; None is an empty cell.
+
+    Control characters in texts, such as tabs and line breaks, are escaped as in error messages, so that a name cannot form
+    another row; JSON preserves the exact names.
+
+    >>> csv_text([["name", "size"], ["a\nb", 1.5], ["c,d", None]])
+    'name,size\na\\nb,1.5\n"c,d",\n'
+    """
+    text = io.StringIO()
+    cells = ([printable(cell) if isinstance(cell, str) else cell for cell in row] for row in rows)
+    csv.writer(text, lineterminator="\n").writerows(cells)
+    return text.getvalue()
 
 
 def predictions_text(truth: npt.NDArray[Any], predicted: npt.NDArray[Any], figures: Mapping[str, Any]) -> str:

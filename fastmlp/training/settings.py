@@ -258,7 +258,7 @@ def make_task(network: Network, settings: Settings, data: TrainingData) -> Task:
         raise DataError("training and validation targets must both be classes or both be numbers")
     numbered = tuple(map(str, range(network.sizes[-1]))) if train.y.ndim == 1 else ()
     names = numbered if data.classes is None else data.classes
-    check_description(network, None if data.scaling is None else len(data.scaling.shift), len(names), data.image_shape)
+    check_description(network, None if data.scaling is None else len(data.scaling.shift), names, data.image_shape)
     given, regression = validation is not None, train.y.ndim == 2
     if data.image_shape is not None and settings.shift >= min(data.image_shape[:2]):
         raise ConfigError(f"shift must be smaller than the images, not {settings.shift}", settings=("shift",))

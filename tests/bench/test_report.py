@@ -13,7 +13,7 @@ from PIL import Image
 
 from fastmlp.bench import report
 from fastmlp.bench.report import bench_text, make_folder, plot_bench, write_bench
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, printable
 from fastmlp.reports.style import own_style
 
 SPEEDS = {("numba", 2): [1.0, 1.2], ("numba", 1): [2.0, 2.0], ("jax", 2): [1.5, 1.5], ("torch-compile", 1): [3.0, 3.6]}
@@ -69,6 +69,18 @@ def test_text() -> None:
     assert "AMD (znver3), 2 cores, initial load 0.50, 2026-11-21" in lines
     assert lines[-1] == "adam, relu, dropout 0.5, float32; median of 2 interleaved rounds"
     assert all(line.isascii() and len(line) < 120 for line in bench_text(make_result()).splitlines())  # for any terminal
+
+
+def test_names_are_escaped_and_not_parsed_as_markup() -> None:
+    strange = "a\x1b]0;title\x07\nb [red]c[/red] :smile:"
+    result = make_result(1)
+    result["left_out"][0]["reason"] = strange
+    for one in result["rows"]:
+        one |= {"data": strange, "backend": "[red]numpy[/red] :smile:"}
+    text = bench_text(result)
+    assert all(line == printable(line) for line in text.split("\n"))
+    assert text.count("[red]numpy[/red] :smile:") == len(SPEEDS)
+    assert text.count(printable(strange)) == 2
 
 
 def test_text_with_a_device_and_without_our_engines() -> None:

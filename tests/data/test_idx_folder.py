@@ -179,7 +179,7 @@ def test_files_of_an_incomplete_second_data_set_are_named_in_a_note(tmp_path):
         ("1 65\n2\n", "mapping.txt: line 2 is '2'; a line must be a label and code points"),
         ("1 65\ntwo 66\n", "mapping.txt: line 2 is 'two 66'"),
         ("1 65\n2 1114112\n", "mapping.txt: line 2 is '2 1114112'"),
-        ("1 65\n2 55296\n", "mapping.txt: line 2 is '2 55296'"),
+        ("1 65\n2 55296\n", r"mapping.txt: line 2: the class name '\ud800' is not valid Unicode"),
         ("1 65\n1 66\n", "mapping.txt: a label occurs twice"),
         ("\n", "mapping.txt: empty"),
     ],

@@ -400,6 +400,13 @@ def test_refusals() -> None:
         assert f"{out} or one of its parents is a file" in refused(2, "recipes", "plot", "--runs", "set", "--out", out)
 
 
+def test_the_path_of_a_figure_is_one_line() -> None:
+    make_run("ee5179-1", history(15, 0.9))
+    done = ok("recipes", "plot", "ee5179-*", "--runs", "set", "--out", "a\x1b]0;title\x07\nb")
+    assert all(line.startswith(r"a\x1b]0;title\x07\nb/") for line in done.stdout.splitlines()), done.stdout
+    assert done.stdout
+
+
 def test_the_command_of_missing_runs_can_be_pasted() -> None:
     assert run_command(["a"], Path(RUNS)) == "fastmlp recipes run a"
     assert run_command(["a", "b"], Path("my runs")) == "fastmlp recipes run a b --out 'my runs'"

@@ -20,7 +20,7 @@ import pytest
 from support.files import NEW, OLD, names, one_line, raise_errno
 
 from fastmlp import files
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, printable
 
 
 @pytest.mark.parametrize("umask", [0o022, 0o077, 0o002])
@@ -205,6 +205,24 @@ def test_toml_reads_back(tmp_path: Path) -> None:
     expected = {"rate": 1e-05, "hidden": [400, 250], "name": text, "scale": 0.5}
     expected["nested"] = {"out": "runs/a", "flag": False}
     assert tomllib.loads((tmp_path / "a.toml").read_text("utf-8")) == expected
+
+
+ALL_CHARACTERS = "".join(map(chr, [*range(0x3000), *range(0xFE00, 0x10000), 0x1F600, 0xE0001]))
+
+
+def test_files_can_be_printed_and_strings_are_kept(tmp_path: Path) -> None:
+    """Control and formatting characters in strings are escape sequences of JSON and TOML, also in keys."""
+    table = {"name": ALL_CHARACTERS, f"a key {ALL_CHARACTERS}": [ALL_CHARACTERS, 0.1]}
+    files.write_json(tmp_path / "a.json", table)
+    files.append_line(tmp_path / "a.jsonl", table)
+    files.write_toml(tmp_path / "a.toml", table)
+    assert files.read_json(tmp_path / "a.json") == json.loads((tmp_path / "a.json").read_bytes()) == table
+    assert files.read_lines(tmp_path / "a.jsonl") == [table]
+    assert files.read_toml(tmp_path / "a.toml") == table
+    for path in tmp_path.iterdir():
+        lines = path.read_bytes().decode().split("\n")
+        assert lines == [*map(printable, lines)], path
+        assert any("\N{SNOWMAN}" in line for line in lines)  # other characters are not escaped
 
 
 def test_append_line_gives_one_object_per_line(tmp_path: Path) -> None:

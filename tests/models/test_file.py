@@ -48,7 +48,7 @@ MODELS: dict[str, Model] = {
     "loss with a parameter": make_model(Network((4, 3, 2), loss="huber:1.5"), classes=(), image_shape=None),
     "no hidden layer": make_model(Network((4, 2))),
     "statistics of images": make_model(image_stats=ImageStats(0.5, 1.25, 30, 0)),
-    "special characters": make_model(classes=('Größe "1"\n', "猫\\")),
+    "special characters": make_model(classes=('Größe "1"', "猫\\")),
 }
 
 
@@ -271,6 +271,13 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "class numbers": ({"classes": [0, 1]}, UNREADABLE),
     "too few classes": ({"classes": ["only"]}, "classes has 1 names"),
     "too many classes": ({"classes": ["a", "b", "c"]}, "classes has 3 names"),
+    "title of a terminal": (
+        {"classes": ["a", "b\x1b]0;title\x07"]},
+        r"class 1: the class name .* the control character U\+001B",
+    ),
+    "line break in a class name": ({"classes": ["a\nb", "c"]}, r"class 0: the class name 'a\\nb' has the control character"),
+    "tab in a class name": ({"classes": ["a\tb", "c"]}, r"class 0: the class name 'a\\tb' has the control character"),
+    "reversed text": ({"classes": ["a\u202eb", "c"]}, r"class 0: .* changes the direction of text"),
     "image shape of two numbers": ({"image_shape": [2, 2]}, UNREADABLE),
     "image shape of other features": ({"image_shape": [28, 28, 1]}, r"image_shape \(28, 28, 1\) has 784 pixels"),
     "statistics with a word": ({"image_stats": {"background": "dark", "background_std": 0, "mean": 30}}, UNREADABLE),

@@ -11,7 +11,8 @@ import pytest
 
 import fastmlp
 from fastmlp import SGD, Adam, AdamW, Cosine, Model, Network, ReduceOnPlateau, Settings
-from fastmlp._summary import LINE, first_and_last
+from fastmlp._summary import LINE, first_and_last, summary_text
+from fastmlp.errors import printable
 from fastmlp.nn.optimizers import Optimizer
 from fastmlp.nn.schedules import Schedule
 
@@ -59,11 +60,26 @@ def test_the_values_are_those_of_the_object() -> None:
 
 def test_names_of_classes_are_escaped_and_shortened() -> None:
     """Class names come from files, so they must not become HTML, and long names must not fill the screen."""
-    names = ("<script>", "line\nbreak", *(f"a rather long name {number}" * 20 for number in range(8)))
+    names = ("<script>", "zero\u200bwidth", *(f"a rather long name {number}" * 20 for number in range(8)))
     model = replace(MODEL, classes=names)
     assert "<script>" not in model._repr_html_() and "&lt;script&gt;" in model._repr_html_()
+    assert r"zero\u200bwidth" in repr(model) and r"zero\u200bwidth" in model._repr_html_()
     assert len(repr(model).splitlines()) <= 15
     assert max(map(len, repr(model).splitlines())) <= LINE + 20
+
+
+def test_a_short_text_is_one_line() -> None:
+    assert summary_text("Dataset", {"name": "a\x1b]0;title\x07\nb"}) == r"Dataset(name=a\x1b]0;title\x07\nb)"
+
+
+@pytest.mark.parametrize("times", [1, 50])
+def test_names_of_data_are_escaped(times: int) -> None:
+    """The name of a data set is that of a file, in which any character can occur."""
+    data = replace(DATA, name="a\x1b]0;title\x07\nforged\u202e\x9b<b>" * times)
+    for text in (repr(data), data._repr_html_()):
+        assert r"\x1b]0;title\x07" in text
+        assert all(line == printable(line) and not line.startswith("forged") for line in text.split("\n"))
+    assert "<b>" not in data._repr_html_()
 
 
 def test_a_regression_model_has_no_classes() -> None:

@@ -164,7 +164,7 @@ def test_legends_show_class_names_unparsed(figures: list[Any], tmp_path: Path) -
     labels = np.arange(10) % 5
     plot_projection(RNG.normal(size=(10, 3)), labels, classes, tmp_path / "a.png", "Features")
     plot_classes([{"epoch": 1, "train": classification_metrics(labels, labels, tuple(classes))}], classes, tmp_path / "b.png")
-    names = ["_background_", "$x^2$", "a?b", "back\\slash$", "日本"]
+    names = ["_background_", "$x^2$", r"a\nb", "back\\slash$", "日本"]
     for figure, wanted in zip(figures, (names, [f"{number}  {name}" for number, name in enumerate(names)]), strict=True):
         (legend,) = figure.legends
         assert [text.get_text() for text in legend.get_texts()] == wanted

@@ -8,7 +8,7 @@ from typing import Any
 
 import pytest
 
-from fastmlp.errors import ConfigError
+from fastmlp.errors import ConfigError, printable
 from fastmlp.reports.predictions import as_lines, format_of
 
 LABELS: list[dict[str, Any]] = [
@@ -43,6 +43,19 @@ def test_csv_has_a_column_per_class_or_value() -> None:
     ]
     assert table(SCORES) == [["input", "row", "label", "b", "é"], ["a.npz", "1", "é", "-1.0", "2.0"]]
     assert table(VALUES) == [["input", "row", "value_1", "value_2"], ["a.csv", "1", "", ""], ["a.csv", "2", "0.1", "-1e+30"]]
+
+
+def test_names_are_escaped_and_json_has_the_exact_ones() -> None:
+    """A tab or a line break in a name of a file or of a class forms neither a field nor a line."""
+    file, label = "a\tb\nc\x1b]0;title\x07\udcff.csv", "no\t1\nforged\x9b\u202e"
+    one = {"input": file, "row": 1, "label": label, "probability": 1.0, "probabilities": {label: 1.0}}
+    assert as_lines([one], 1) == [f"{printable(file)}:1\t{printable(label)}\t1.0000"]
+    assert table([one]) == [["input", "row", "label", printable(label)], [printable(file), "1", printable(label), "1.0"]]
+    exact = one | {"input": file.replace("\udcff", "")}
+    for name in ("a.json", "a.jsonl"):
+        content = format_of(name)([exact]).decode()
+        assert all(line == printable(line) for line in content.split("\n"))
+        assert json.loads(content) in (exact, {"predictions": [exact]})
 
 
 @pytest.mark.parametrize("kind", ALL)

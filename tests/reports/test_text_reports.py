@@ -40,11 +40,17 @@ def test_report_equals_that_of_scikit_learn(rows: int, k: int, digits: int) -> N
 
 
 def test_names_are_printed_on_one_line() -> None:
-    """The line breaks and other control characters of a class name are replaced, so that it stays on one line."""
+    """The line breaks and other control characters of a class name are escaped, so that it stays on one line."""
     names = ("a,b", "c\nd", "\x1b[2J", "$x$", "_", "日本語")
     truth = np.arange(6)
     text = classification_report(classification_metrics(truth, truth, names))
-    assert [line.split()[0] for line in text.splitlines()[2:8]] == ["a,b", "c?d", "?[2J", "$x$", "_", "日本語"]
+    assert [line.split()[0] for line in text.splitlines()[2:8]] == ["a,b", r"c\nd", r"\x1b[2J", "$x$", "_", "日本語"]
+
+
+def test_long_names_are_truncated_in_the_report() -> None:
+    text = classification_report(classification_metrics(np.arange(2), np.arange(2), ("a" * 10**6, "b")))
+    assert max(map(len, text.splitlines())) < 150
+    assert f"{'a' * 99}…" in text
 
 
 def test_predictions_can_be_read_back() -> None:

@@ -102,13 +102,14 @@ def test_stdout_is_the_default(capsys: pytest.CaptureFixture[str]) -> None:
 
 
 def test_names_contain_no_control_characters_and_fit_the_encoding() -> None:
-    result = make_result(data="b\x1b[2Jä\n")
+    result = make_result(data="b\x1b[2Jä\n", out="runs/\x1b[2J\na")
     result["test"]["per_class"][0]["class"] = "\x07鱼\r"
     raw = io.BytesIO()
     with io.TextIOWrapper(raw, encoding="ascii", newline="") as stream:
         print_result(result, stream)
         stream.flush()
         lines = raw.getvalue().decode("ascii").splitlines()
-    assert lines[0] == "data set            b?[2J??"
-    assert lines[16].split()[0] == "???"
+    assert lines[0] == r"data set            b\x1b[2J?\n"
+    assert lines[16].split()[0] == r"\x07?\r"
     assert len(lines) == len(TABLE.splitlines())
+    assert r"run folder          runs/\x1b[2J\na" in lines

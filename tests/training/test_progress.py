@@ -517,6 +517,15 @@ def test_process_without_a_terminal_imports_neither_rich_nor_ipython() -> None:
 
 
 @pytest.mark.full
+def test_markup_in_a_warning_is_printed(monkeypatch: pytest.MonkeyPatch) -> None:
+    warning = "[red]a name[/red] :smile: [link=https://example.org]b[/link]"
+    with terminal(monkeypatch) as screen:
+        run_child(screen.stream.fileno(), CHILD.replace("a warning", warning))
+        text = screen.text()
+    assert visible(text).count(f"{warning}\n") == 3
+
+
+@pytest.mark.full
 def test_process_on_a_terminal_keeps_stdout_clean(monkeypatch: pytest.MonkeyPatch) -> None:
     with terminal(monkeypatch) as screen:
         child = run_child(screen.stream.fileno())

@@ -18,7 +18,7 @@ import click
 
 from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.common.offline import forbid_connections
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 
 Function = Callable[..., Any]
 
@@ -29,9 +29,17 @@ QUIET, VERBOSE, FLAGS = "fastmlp.quiet", "fastmlp.verbose", "fastmlp.flags"  # k
 
 
 def note(text: str) -> None:
-    """Write a line to stderr. Ignore a closed stream, so that the results of a finished training run are still saved."""
+    """Write a line to stderr, with control characters escaped, see `note_lines`."""
+    note_lines(printable(text))
+
+
+def note_lines(text: str) -> None:
+    """Write lines to stderr, in which control characters other than line breaks are escaped.
+
+    A closed stream is ignored, so that the results of a finished training run are still saved.
+    """
     with contextlib.suppress(OSError):
-        click.echo(text, err=True)
+        click.echo("\n".join(map(printable, text.split("\n"))), err=True)
 
 
 def say(text: str) -> None:
@@ -73,7 +81,7 @@ def writing_results() -> Iterator[None]:
 
 
 def show(text: str | bytes) -> None:
-    """Write a result to stdout."""
+    """Write a result to stdout. Names from files in a text must have been escaped with `errors.printable`."""
     with writing_results():
         click.echo(text, nl=isinstance(text, str))
 
@@ -119,7 +127,7 @@ def show_files(files: list[Any], as_json: bool) -> None:
     if as_json:
         show_json({"files": [row._asdict() for row in files]})
     elif files:
-        show("\n".join(f"{row.status:<8} {row.file}" for row in files))
+        show("\n".join(f"{row.status:<8} {printable(row.file)}" for row in files))
 
 
 def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
@@ -128,7 +136,7 @@ def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
         show_json(result)
         return
     figures = result["cnn"]
-    shown = {"features": result["out"]} if result["out"] else {}
+    shown = {"features": printable(result["out"])} if result["out"] else {}
     shown |= {"epochs": f"{figures['epochs']} (best {figures['best_epoch']})"}
     shown |= {f"{part} accuracy": f"{figures[part]['accuracy']:.4f}" for part in ("validation", "test") if part in figures}
     show("\n".join(f"{name:<20}{value}" for name, value in shown.items()))
@@ -152,7 +160,7 @@ def fail(ctx: click.Context, error: Any) -> None:
     With -v -v or FASTMLP_DEBUG, write the traceback before it.
     """
     if ctx.meta.get(VERBOSE, 0) > 1 or os.environ.get("FASTMLP_DEBUG"):
-        note(traceback.format_exc())
+        note_lines(traceback.format_exc())
     settings = [flag(name) for name in getattr(error, "settings", ())]
     flags = [name for name in settings if name in ctx.meta.get(FLAGS, settings)]  # a command may lack some of the flags
     note("fastmlp: error: " + " ".join(str(error).splitlines()) + (f" [{', '.join(flags)}]" if flags else ""))
@@ -174,7 +182,7 @@ def warn(
     line: str | None = None,
 ) -> None:
     """Write a warning to stderr without its source line; replaces `warnings.showwarning`."""
-    note(f"fastmlp: warning: {message}")
+    note(f"fastmlp: warning: {' '.join(str(message).splitlines())}")
 
 
 def prepare_process() -> None:

@@ -14,6 +14,7 @@ import click
 
 from fastmlp.commands.common.console import FLAGS, QUIET, VERBOSE, Function, flag
 from fastmlp.engines import CHOICES
+from fastmlp.errors import printable
 from fastmlp.experiments.config.fields import BOOLEAN
 from fastmlp.experiments.config.names import setting_synonyms
 from fastmlp.experiments.config.train import FIELDS, DataSettings, fields_of
@@ -51,6 +52,16 @@ class Command(click.Command):
 
         parser.parse_args = parse_args  # type: ignore[method-assign]
         return parser
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Parse the arguments. Control characters in Click's messages are escaped, because an argument can be a file name."""
+        given = len(args)
+        try:
+            return super().parse_args(ctx, args)
+        except click.ClickException as error:
+            if given:  # without arguments, the message can be the help
+                error.message = printable(error.message)  # type: ignore[misc]  # final
+            raise
 
     def invoke(self, ctx: click.Context) -> Any:
         """Store the command's flags, so that error messages can name them, and run the command."""

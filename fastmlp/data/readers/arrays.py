@@ -263,7 +263,7 @@ def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
     locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
-    locations |= {key: SourceLocation(f"{path}: {key!r} in the metadata") for key in ("classes", "provenance")}
+    locations |= {key: SourceLocation(f"{path}: {key!r} in the metadata", "name") for key in ("classes", "provenance")}
     return RawArrays(**found, locations=locations, notes=notes)
 
 

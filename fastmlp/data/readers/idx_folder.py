@@ -18,7 +18,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
-from fastmlp.data.labels import LabelEncoder
+from fastmlp.data.labels import LabelEncoder, check_class_names
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.idx import idx_dims, read_idx
 from fastmlp.data.readers.images import IMAGE_SUFFIXES
@@ -235,19 +235,22 @@ def read_mapping(path: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
 
     Raises
     ------
-    DataError : an empty file, a line with other content, or a label that occurs twice
+    DataError : an empty file, a line with other content, a label that occurs twice, or a character that class names must not
+        contain
     """
-    labels, names = [], []
+    labels, names, numbers = [], [], []
     lines = read_bytes(path, MAX_MAPPING).decode("latin-1").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue
         valid = MAPPING_LINE.fullmatch(line) is not None
         label, *codes = map(int, line.split()) if valid else (0,)
-        if not valid or max(codes) > sys.maxunicode or not (name := "/".join(map(chr, codes))).isprintable():
+        if not valid or max(codes) > sys.maxunicode:
             raise DataError(f"{path}: line {number} is {line[:40]!r}; a line must be a label and code points, as in '1 65 97'")
         labels.append(label)
-        names.append(name)
+        names.append("/".join(map(chr, codes)))
+        numbers.append(number)
+    check_class_names(names, lambda index: f"{path}: line {numbers[index]}")
     if not labels or len({*labels}) < len(labels):
         raise DataError(f"{path}: {'a label occurs twice' if labels else 'empty'}; correct or remove the file")
     return np.array(labels), names

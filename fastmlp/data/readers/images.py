@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING, TypeVar
 import numpy as np
 import numpy.typing as npt
 
+from fastmlp.data.checks import SourceLocation
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.image_conversion import converted, decoded, orientation, to_row
 from fastmlp.errors import DataError
@@ -83,10 +84,11 @@ def read_image_folder(
             f"{path}: {len(classes)} class folders; give a folder with {least_classes} or more subfolders of images, one per "
             "class, or a folder with x.npy and y.npy"
         )
+    locations = {"classes": SourceLocation(str(path / "train" if split else path), "class folder", 1)}
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size, channels, bad)
         x, kept = _stack(files, shape, bad)
-        return RawArrays(x, np.array(y)[kept], classes, shape, notes=_notes(path, files, bad))
+        return RawArrays(x, np.array(y)[kept], classes, shape, locations=locations, notes=_notes(path, files, bad))
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
         raise DataError(f"{path / 'test'}: no class folders; add some or remove the folder")
@@ -98,7 +100,7 @@ def read_image_folder(
     x_test, kept_test = _stack(test_files, shape, bad)
     y_test = np.array([number[name] for name in test_classes])[test_y]
     notes = _notes(path, files + test_files, bad)
-    return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], notes=notes)
+    return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], locations, notes=notes)
 
 
 def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) -> npt.NDArray[np.uint8]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import warnings
 from pathlib import Path
 from typing import Any
@@ -22,10 +23,18 @@ def is_frame(x: Any) -> bool:
 
 
 def frame_encoding(x: Any) -> TableEncoding | None:
-    """Return the encoding of a data frame of numbers whose columns have distinct names; None for any other object."""
+    """Return the encoding of a data frame of numbers whose columns have distinct names; None for any other object.
+
+    Raises
+    ------
+    DataError : a name is not valid Unicode, so that it cannot be stored in a model file
+    """
     names = list(x.columns) if is_frame(x) else []
     if not names or len(set(names)) < len(names) or not all(isinstance(name, str) for name in names):
         return None
+    for number, name in enumerate(names, start=1):
+        if re.search("[\ud800-\udfff]", name):
+            raise DataError(f"{NAME}: the name of column {number}, {name!r}, is not valid Unicode; rename the column")
     columns = tuple(Column(name, position) for position, name in enumerate(names))
     return TableEncoding(columns, "", header=True, n_columns=len(names))
 

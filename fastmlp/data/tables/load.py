@@ -12,6 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.data.checks import SourceLocation
+from fastmlp.data.labels import check_class_names
 from fastmlp.data.readers.arrays import RawArrays
 from fastmlp.data.readers.dialect import Expected
 from fastmlp.data.readers.table import Table, read_table
@@ -190,7 +191,9 @@ def target_of(table: Table, roles: Roles, task: str | None) -> tuple[npt.NDArray
             raise not_numeric_cell(table, index, "correct it, or use another target or task 'classification'")
         if task is None:
             check_numeric(table, index, "correct it, or set task to 'classification'")
-        return class_numbers(table.columns[index])
+        numbers, names = class_numbers(table.columns[index])
+        check_class_names(names, lambda number: table.location(int(np.argmax(numbers == number)), index))
+        return numbers, names
     values = table.floats(index)
     if roles.task == "regression":
         check_target(table, index, np.abs(values) <= np.finfo(np.float32).max, "{} is not a finite float32 number; correct it")

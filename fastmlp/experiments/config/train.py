@@ -38,6 +38,7 @@ from fastmlp.experiments.config.fields import (
     name_with_number,
     one_of,
 )
+from fastmlp.files import escape_toml
 from fastmlp.nn.activations import ACTIVATIONS, canonical_activation
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss
 from fastmlp.nn.network import ALIASES, DEFAULT_HIDDEN, INITIALIZERS, Network, canonical_init
@@ -146,7 +147,7 @@ class DataSettings:
         >>> print(TrainConfig(seed=7).text().splitlines()[0])
         data = "digits"
         """
-        return tomli_w.dumps(self.table())
+        return escape_toml(tomli_w.dumps(self.table()))
 
     def complete(self, values: dict[str, Any]) -> None:
         """Replace settings that are None with the given values. Only __post_init__ may call this."""

@@ -156,6 +156,7 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     """
     names = ("image_size", "skip_bad", "max_decompressed")
     images = load_data(config.data, config.data_dir, **{name: getattr(config, name) for name in names}, progress=progress)
+    json_bytes([images.name, images.notes, config.key(), config.out])  # names that cannot be written are refused first
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
     if follows is not None:

@@ -16,6 +16,7 @@ from fastmlp.models.metrics import classification_metrics
 from fastmlp.reports.confusion import plot_confusion
 from fastmlp.reports.curves import plot_curves
 from fastmlp.reports.images import plot_filters, plot_maps, plot_mistakes, plot_projection
+from fastmlp.reports.text import short_name
 
 
 def draw_missing(found: Extracted, folder: Path | None, say: Say) -> None:
@@ -57,7 +58,7 @@ def draw_extraction(found: Extracted, folder: Path) -> None:
     with file_errors("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
-    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{job.images.name}, {label}")
+    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{short_name(job.images.name)}, {label}")
     for name, figures in made.figures.items():
         counts = classification_metrics(splits[name].y, figures.predicted, classes)["confusion"]
         plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name} split")

@@ -27,7 +27,7 @@ from fastmlp.experiments.resume import Resume
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.files import converted, read_lines, write_json
 from fastmlp.files.reading import exists
-from fastmlp.reports.text import SHOWN_METRICS
+from fastmlp.reports.text import SHOWN_METRICS, short_name
 from fastmlp.training.result import mean_and_deviation
 
 SEEDS_NAME = "seeds.json"
@@ -135,7 +135,7 @@ def draw(runs: Sequence[NamedRun], results: Mapping[str, Any], folder: Path) -> 
     from fastmlp.reports.curves import plot_band
 
     histories = [read_lines(run.folder / METRICS_NAME) for run in runs if run.name in results]
-    title = f"{runs[0].plan.data.name}, {runs[0].plan.network.label}, {len(histories)} seeds"
+    title = f"{short_name(runs[0].plan.data.name)}, {runs[0].plan.network.label}, {len(histories)} seeds"
     plot_band(histories, folder / CURVES_NAME, title)
 
 

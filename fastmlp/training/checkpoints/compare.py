@@ -10,7 +10,7 @@ from typing import Any
 import msgspec
 import numpy as np
 
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import json_bytes
 from fastmlp.nn.activations import digest_of
 from fastmlp.nn.blocks import blocks
@@ -139,5 +139,7 @@ def check_environment(stored: StoredCheckpoint, now: dict[str, str], *, strict: 
             settings=("strict",),
         )
     warnings.warn(
-        f"{text}; the results may differ, because rounding differences grow during training", RuntimeWarning, stacklevel=4
+        f"{printable(text)}; the results may differ, because rounding differences grow during training",
+        RuntimeWarning,
+        stacklevel=4,
     )

@@ -23,7 +23,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp.engines.base import RowMetrics, State
-from fastmlp.errors import DataError
+from fastmlp.errors import DataError, printable
 from fastmlp.files import RESTORE, converted, decoded, json_bytes
 from fastmlp.files.reading import is_folder
 from fastmlp.models import file
@@ -171,5 +171,6 @@ def read_newest(files: list[Path]) -> StoredCheckpoint:
         except DataError as error:
             if index == 0:
                 raise
-            warnings.warn(f"{error}. Using the checkpoint before it, {files[index - 1].name}", RuntimeWarning, stacklevel=2)
+            text = f"{error}. Using the checkpoint before it, {files[index - 1].name}"
+            warnings.warn(printable(text), RuntimeWarning, stacklevel=2)
     raise AssertionError("there are no checkpoints")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from fastmlp.engines.base import Engine
 from fastmlp.engines.environment import numerical_environment
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import make_folders
 from fastmlp.files.locks import locked_folder
 from fastmlp.files.reading import file_errors, is_file, real_path
@@ -145,7 +145,8 @@ class Checkpoints:
             for path in files_in(self.folder)[:-KEPT]:
                 path.unlink(missing_ok=True)
         except OSError as error:
-            warnings.warn(f"{self.folder}: old checkpoints cannot be removed ({error.strerror})", RuntimeWarning, stacklevel=2)
+            text = f"{self.folder}: old checkpoints cannot be removed ({error.strerror})"
+            warnings.warn(printable(text), RuntimeWarning, stacklevel=2)
         self.written = time.monotonic()
 
 
