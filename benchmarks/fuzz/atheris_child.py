@@ -21,13 +21,12 @@ INSTRUMENTED = [
 with atheris.instrument_imports(include=INSTRUMENTED):
     from benchmarks.fuzz.mutants import mutated
     from benchmarks.fuzz.mutators import Random
-    from benchmarks.fuzz.outcomes import FINDINGS, Target, check, size_of, write_sample
+    from benchmarks.fuzz.outcomes import FINDINGS, check, size_of, write_sample
     from benchmarks.fuzz.readers import READERS
     from benchmarks.fuzz.samples import Sample
     from fastmlp.files import write_json
 
-    reader = READERS[sys.argv[1]]
-    target = Target(reader.name, reader.read, reader.names_file, reader.samples())
+    target = READERS[sys.argv[1]].target()
     folder = Path(sys.argv[2])
     for warm in target.samples:  # imports the packages that the reader needs
         check(target, write_sample(warm, folder / "sample"), size_of(warm))

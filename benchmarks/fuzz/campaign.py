@@ -20,7 +20,19 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.fuzz.mutants import mutant
-from benchmarks.fuzz.outcomes import CRASH, FINDINGS, HANG, MEMORY, SECONDS, Outcome, Target, check, size_of, write_sample
+from benchmarks.fuzz.outcomes import (
+    CRASH,
+    FINDINGS,
+    HANG,
+    MEMORY,
+    SECONDS,
+    WAITING,
+    Outcome,
+    Target,
+    check,
+    size_of,
+    write_sample,
+)
 from benchmarks.fuzz.readers import Reader
 
 BATCH = 100  # mutants of a task
@@ -154,7 +166,7 @@ class Worker:
         """Return HANG or MEMORY if the worker must be ended, else an empty string."""
         if self.task is None or self.task.reader == "" or not self.current[1]:
             return ""
-        if time.monotonic() - self.current[1] > self.seconds + GRACE:
+        if time.monotonic() - self.current[1] > WAITING * self.seconds + GRACE:
             return HANG
         return MEMORY if self.resident and resident_bytes(self.process.pid) > self.resident + MOST_BYTES else ""
 
@@ -182,7 +194,7 @@ def campaign(readers: Sequence[Reader], mutants: int, seed: int, jobs: int, seco
     A mutant that ends its worker gets a result of its own; the others of its task are read again.
     """
     os.environ |= {f"{name}_NUM_THREADS": "1" for name in ("OMP", "OPENBLAS", "MKL")}
-    targets = [Target(reader.name, reader.read, reader.names_file, reader.samples()) for reader in readers]
+    targets = [reader.target() for reader in readers]
     starts = range(0, mutants, BATCH)
     tasks = deque(Task(target.name, first, min(first + BATCH, mutants)) for first in starts for target in targets)
     with tempfile.TemporaryDirectory(prefix="fastmlp-fuzz-", dir=SHARED if SHARED.is_dir() else None) as place:

@@ -12,7 +12,7 @@ import numpy as np
 import numpy.typing as npt
 
 from benchmarks.fuzz.samples import Sample, folder, idx_bytes, npy_bytes, npz_bytes, single
-from benchmarks.fuzz.trained import MODEL_NAME, PROVENANCE, checkpoint_bytes, extractor_bytes, saved, tiny_model
+from benchmarks.fuzz.trained import MODEL_NAME, PROVENANCE, checkpoint_bytes, extractor_bytes, saved
 from fastmlp.data.readers.tensors import tensor_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
@@ -49,8 +49,9 @@ def csv_gz(size: int) -> Large:
 
 
 def predicted(size: int) -> Large:
+    """Return a table of a number and a text; the features are the number and three indicators in float64."""
     text = b"size,kind,label\n" + b"1.5,a,no\n2.25,b,yes\n" * (size // 20)
-    return Large(single("data.csv", text), len(text))
+    return Large(single("data.csv", text), max(len(text), 2 * (size // 20) * 4 * 8))
 
 
 def parquet(size: int) -> Large:
@@ -174,9 +175,11 @@ def model(size: int) -> Large:
 
 
 def prediction(size: int) -> Large:
-    """Return a large file of rows for a small model, whose predictions are large, too."""
-    x = np.zeros((size // 8, 2), np.float32)
-    return Large(folder({MODEL_NAME: saved(tiny_model()), "rows.npz": npz_bytes({"x": x})}), x.nbytes)
+    """Return a large file of images of 784 pixels, and a model of them."""
+    network = Network((784, 2))
+    small = Model(network, network.initial_parameters(seed=0), classes=("no", "yes"))
+    x, _ = rows(size, 784)
+    return Large(folder({MODEL_NAME: saved(small), "rows.npz": npz_bytes({"x": x})}), x.nbytes)
 
 
 def checkpoint(size: int) -> Large:
@@ -197,6 +200,16 @@ def extractor(size: int) -> Large:
     """Return an extractor with a large dense layer."""
     data = extractor_bytes(pixels=64, dense=size // 4 // (2 * 64**2))
     return Large(single("extractor.pt", data), len(data))
+
+
+def cnn_checkpoint(size: int) -> Large:
+    """Return a checkpoint of another network, which is refused after it was read."""
+    import torch
+
+    buffer, half = io.BytesIO(), {"output.weight": torch.zeros(size // 8)}
+    state = {"format_version": 1, "optimizer_name": "sgd", "optimizer": {}, "history": [], "best_epoch": 0, "best_score": 0.0}
+    torch.save(state | {"network": half, "best_network": {"output.weight": torch.ones(size // 8)}}, buffer)
+    return Large(single("checkpoint.pt", buffer.getvalue()), size)
 
 
 def weights(size: int) -> Large:
@@ -226,6 +239,7 @@ LARGE: dict[str, Callable[[int], Large]] = {
     "checkpoint": checkpoint,
     "features": features,
     "extractor": extractor,
+    "cnn-checkpoint": cnn_checkpoint,
     "cnn-weights": weights,
     "png": picture("image.png", "png", compress_level=1),
     "jpeg": picture("image.jpg", "jpeg", quality=95),

@@ -49,14 +49,27 @@ def measured(name: str, size: int) -> dict[str, Any]:
         path = write_sample(large.sample, Path(place, "large"))
         small = write_sample(READERS[name].samples()[0], Path(place, "small"))
         command = [sys.executable, "-m", "benchmarks.fuzz.memory", "--one", name, str(path), str(small)]
-        done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        base = max(file_bytes, large.content)
+        row = {"reader": name, "file_bytes": file_bytes, "content_bytes": large.content}
+        try:
+            done = subprocess.run(command, capture_output=True, text=True, timeout=SECONDS, check=False)
+        except subprocess.TimeoutExpired:
+            return row | {"growth_bytes": None, "seconds": SECONDS, "within_limit": False}
     if done.returncode:
         raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
     found = json.loads(done.stdout.splitlines()[-1])
-    base = max(file_bytes, large.content)
-    row = {"reader": name, "file_bytes": file_bytes, "content_bytes": large.content, **found}
-    row |= {"of_file": found["growth_bytes"] / file_bytes, "of_content": found["growth_bytes"] / base}
+    row |= {**found, "of_file": found["growth_bytes"] / file_bytes, "of_content": found["growth_bytes"] / base}
     return row | {"within_limit": found["growth_bytes"] <= 2 * base + SPARE_BYTES}
+
+
+def line_of(row: dict[str, Any]) -> str:
+    """Return a row of the record as text."""
+    size = f"{row['reader']}: {max(row['file_bytes'], row['content_bytes']) / 1e6:.0f} MB"
+    if row["growth_bytes"] is None:
+        return f"{size}, not read after {SECONDS} s"
+    state = "" if row["within_limit"] else "  more than twice the size plus 100 MB"
+    refused = "" if row["refused"] is None else "  refused"
+    return f"{size}, peak {row['growth_bytes'] / 1e6:+.0f} MB, {row['of_content']:.2f} times the content{refused}{state}"
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
@@ -74,9 +87,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     for name in options.readers.split(","):
         row = measured(name, options.megabytes * 10**6)
         found.append(row)
-        size, growth = max(row["file_bytes"], row["content_bytes"]) / 1e6, row["growth_bytes"] / 1e6
-        state = "" if row["within_limit"] else "  more than twice the size plus 100 MB"
-        print(f"{name}: {size:.0f} MB, peak {growth:+.0f} MB, {row['of_content']:.2f} times the content{state}", flush=True)
+        print(line_of(row), flush=True)
     if options.out:
         write_json(options.out, {**about(), "rows": found})
     if not all(row["within_limit"] for row in found):

@@ -16,15 +16,17 @@ from types import TracebackType
 from typing import Any, NamedTuple, NoReturn
 
 from benchmarks.fuzz.samples import Sample
-from fastmlp.errors import FastMLPError
+from fastmlp.errors import FastMLPError, printable
 
 READ, REFUSED = "read", "refused"
 EXCEPTION, CRASH, HANG, MEMORY, MESSAGE = "exception", "crash", "hang", "memory", "message"
 WRITES, WARNING, OUTPUT = "writes", "warning", "output"
 FINDINGS = (EXCEPTION, CRASH, HANG, MEMORY, MESSAGE, WRITES, WARNING, OUTPUT)
-SECONDS = 10.0  # after which a reader hangs
+SECONDS = 10.0  # of CPU time after which a reader hangs
+WAITING = 6  # a reader also hangs after this multiple of the CPU time, which is wall-clock time, such as for a FIFO
 SPARE_BYTES = 100 * 10**6  # that a reader may use in addition to twice the size of the file
-LONGEST = 600  # characters of a message
+UNPACKED_BYTES = 1 << 30  # that the content of a file may claim, if its format is compressed or declares a size, as of images
+LONGEST = 600  # characters of a message, without the folder of the file
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
 # Audit events (see "Audit events table" in the documentation of Python) of calls that no reader may make.
 FORBIDDEN = (
@@ -57,8 +59,9 @@ class Target(NamedTuple):
 
     name: str
     read: Callable[[Path], Any]
-    names_file: bool
     samples: list[Sample]
+    names_file: bool = True
+    expands: bool = False
 
 
 class Outcome(NamedTuple):
@@ -122,7 +125,9 @@ def watched() -> Iterator[Watch]:
 
 @contextlib.contextmanager
 def alarm(seconds: float | None) -> Iterator[None]:
-    """Context manager that raises Hung after a time; only in the main thread, and not in code that holds the GIL.
+    """Context manager that raises Hung after a CPU time, or after WAITING times as many seconds.
+
+    It needs the main thread, and does not interrupt code that holds the lock of the interpreter.
 
     seconds : None to do nothing
     """
@@ -133,13 +138,16 @@ def alarm(seconds: float | None) -> Iterator[None]:
     def ring(*given: Any) -> NoReturn:
         raise Hung
 
-    before = signal.signal(signal.SIGALRM, ring)
-    signal.setitimer(signal.ITIMER_REAL, seconds)
+    before = {one: signal.signal(one, ring) for one in (signal.SIGPROF, signal.SIGALRM)}
+    signal.setitimer(signal.ITIMER_PROF, seconds)
+    signal.setitimer(signal.ITIMER_REAL, WAITING * seconds)
     try:
         yield
     finally:
-        signal.setitimer(signal.ITIMER_REAL, 0)
-        signal.signal(signal.SIGALRM, before)
+        for timer in (signal.ITIMER_PROF, signal.ITIMER_REAL):
+            signal.setitimer(timer, 0)
+        for one, handler in before.items():
+            signal.signal(one, handler)
 
 
 def peak_bytes() -> int:
@@ -161,12 +169,12 @@ def reset_peak() -> int:
 
 
 def frame_of(trace: TracebackType | None) -> str:
-    """Return the innermost frame of a traceback as file:function."""
+    """Return the innermost frame of a traceback as file:function, except the signal handler of `alarm`."""
     inner = ""
     while trace is not None:
         code = trace.tb_frame.f_code
-        parts = Path(code.co_filename).parts
-        inner = f"{'/'.join(parts[-2:])}:{code.co_name}"
+        if code.co_filename != __file__:
+            inner = f"{'/'.join(Path(code.co_filename).parts[-2:])}:{code.co_name}"
         trace = trace.tb_next
     return inner
 
@@ -199,9 +207,9 @@ def fault_of_message(message: str, path: Path, names_file: bool) -> str:
     """Return what is wrong with the message of a refusal; "" for a good message."""
     if not message:
         return "no message"
-    if not message.isprintable():
+    if printable(message) != message:
         return "several lines" if len(message.splitlines()) > 1 else "control characters"
-    if len(message) > LONGEST:
+    if len(message.replace(str(path.parent), "")) > LONGEST:
         return f"longer than {LONGEST} characters"
     return "" if not names_file or path.name in message else "does not name the file"
 
@@ -210,7 +218,7 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
     """Read a path, and return the outcome.
 
     size : size of the files in bytes
-    seconds : after which the reader hangs; None for no limit
+    seconds : limit of `alarm`; None for no limit
     output : descriptor of a file to which the standard streams of the process are redirected, if this is so
     """
     before, started = reset_peak(), time.perf_counter()
@@ -230,7 +238,7 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
     grown = peak_bytes() - before
     if outcome.kind in (READ, REFUSED):
         unexpected = [one for one in caught if not (issubclass(one.category, RuntimeWarning) and "fastmlp" in one.filename)]
-        if grown > 2 * size + SPARE_BYTES:
+        if grown > 2 * size + SPARE_BYTES + UNPACKED_BYTES * target.expands:
             outcome = outcome._replace(kind=MEMORY, error="")
         elif watch.found:
             outcome = Outcome(WRITES, watch.found)
@@ -246,7 +254,8 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
 def outcome_of(error: BaseException, path: Path, names_file: bool) -> Outcome:
     """Return the outcome of a reader that raised an exception."""
     name, frame, message = type(error).__name__, frame_of(error.__traceback__), str(error)
+    fault = fault_of_message(message, path, names_file)
+    message = message.replace(f"{path.parent}/", "")
     if not is_refusal(error):
         return Outcome(EXCEPTION, name, frame, message)
-    fault = fault_of_message(message, path, names_file)
     return Outcome(MESSAGE, fault, frame, message) if fault else Outcome(REFUSED, name, frame, message)

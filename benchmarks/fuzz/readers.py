@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from benchmarks.fuzz import samples, trained
+from benchmarks.fuzz.outcomes import Target
 from benchmarks.fuzz.samples import ENCODING, Sample
 
 
@@ -15,6 +16,7 @@ class Reader(NamedTuple):
 
     names_file : whether error messages must contain the name of the file
     needs_torch : whether the samples or the function need PyTorch
+    expands : whether the content may be much larger than the file, since it is compressed, or the file declares its size
     """
 
     name: str
@@ -22,6 +24,11 @@ class Reader(NamedTuple):
     read: Callable[[Path], Any]
     names_file: bool = True
     needs_torch: bool = False
+    expands: bool = False
+
+    def target(self) -> Target:
+        """Return what is sent to another process."""
+        return Target(self.name, self.read, self.samples(), self.names_file, self.expands)
 
 
 def load_data(path: Path) -> Any:
@@ -196,30 +203,30 @@ JSON = '{"format_version": 1, "a": [1, 2.5, -3e10, null, true, "\\u00e9"], "b": 
 
 _READERS = (
     Reader("csv", samples.csv, load_data),
-    Reader("csv-gz", samples.csv_gz, load_data),
-    Reader("predicted-table", lambda: [*samples.csv()[:2], *samples.csv_gz()[:1]], load_columns),
-    Reader("parquet", samples.parquet, load_data),
-    Reader("npz", samples.npz, load_data),
+    Reader("csv-gz", samples.csv_gz, load_data, expands=True),
+    Reader("predicted-table", lambda: [*samples.csv()[:2], *samples.csv_gz()[:1]], load_columns, expands=True),
+    Reader("parquet", samples.parquet, load_data, expands=True),
+    Reader("npz", samples.npz, load_data, expands=True),
     Reader("npy-folder", samples.npy_folder, load_data),
     Reader("npy", samples.npy, read_rows),
-    Reader("pt", samples.pt, load_data, needs_torch=True),
+    Reader("pt", samples.pt, load_data, needs_torch=True, expands=True),
     Reader("safetensors", samples.safetensors, load_data),
     Reader("model", trained.models, read_model, needs_torch=True),
-    Reader("predict", trained.predictions, predict),
+    Reader("predict", trained.predictions, predict, expands=True),
     Reader("checkpoint", trained.checkpoint_files, read_checkpoint),
-    Reader("features", trained.features, read_features, needs_torch=True),
+    Reader("features", trained.features, read_features, needs_torch=True, expands=True),
     Reader("idx", samples.idx, read_idx),
-    Reader("idx-gz", samples.idx_gz, read_idx),
-    Reader("idx-folder", samples.idx_folder, load_data),
+    Reader("idx-gz", samples.idx_gz, read_idx, expands=True),
+    Reader("idx-folder", samples.idx_folder, load_data, expands=True),
     Reader("mapping", samples.mapping, read_mapping),
-    Reader("png", samples.png, read_image),
-    Reader("jpeg", samples.jpeg, read_image),
-    Reader("gif", samples.gif, read_image),
-    Reader("tiff", samples.tiff, read_image),
-    Reader("webp", samples.webp, read_image),
-    Reader("bmp", samples.bmp, read_image),
-    Reader("pgm", samples.pgm, read_image),
-    Reader("image-folder", samples.image_folder, load_data),
+    Reader("png", samples.png, read_image, expands=True),
+    Reader("jpeg", samples.jpeg, read_image, expands=True),
+    Reader("gif", samples.gif, read_image, expands=True),
+    Reader("tiff", samples.tiff, read_image, expands=True),
+    Reader("webp", samples.webp, read_image, expands=True),
+    Reader("bmp", samples.bmp, read_image, expands=True),
+    Reader("pgm", samples.pgm, read_image, expands=True),
+    Reader("image-folder", samples.image_folder, load_data, expands=True),
     Reader("config", lambda: samples.text("config.toml", CONFIG), read_config, names_file=False),
     Reader("extract-config", lambda: samples.text("extract.toml", EXTRACT_CONFIG), read_extract_config, names_file=False),
     Reader("run-config", lambda: trained.file_of_run("config.toml"), read_run_config),

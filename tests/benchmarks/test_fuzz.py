@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -46,12 +48,29 @@ SAMPLES = [single("a.bin", b"0123456789abcdef")]
 
 
 def target(read: Callable[[Path], Any]) -> Target:
-    return Target(read.__name__, read, True, SAMPLES)
+    return Target(read.__name__, read, SAMPLES)
 
 
 def checked(reader: Reader, sample: Sample, place: Path) -> Outcome:
     path = write_sample(sample, place / "mutant")
-    return check(Target(reader.name, reader.read, reader.names_file, []), path, size_of(sample))
+    with redirected(place / "output.txt") as output:
+        return check(reader.target(), path, size_of(sample), output=output)
+
+
+@contextmanager
+def redirected(path: Path) -> Iterator[int]:
+    """Redirect the standard streams of the process to a file, and yield its descriptor."""
+    kept = [os.dup(stream) for stream in (1, 2)]
+    output = os.open(path, os.O_RDWR | os.O_CREAT | os.O_APPEND)
+    try:
+        for stream in (1, 2):
+            os.dup2(output, stream)
+        yield output
+    finally:
+        for stream, copy in zip((1, 2), kept, strict=True):
+            os.dup2(copy, stream)
+        for descriptor in (*kept, output):
+            os.close(descriptor)
 
 
 # ------------------------------------------------------------------------------------------------ readers of fastmlp
@@ -168,6 +187,13 @@ def test_faults_are_detected(read: Callable[[Path], Any], tmp_path: Path) -> Non
     assert (outcome.kind, outcome.error) == FAULTS[read]
 
 
+def test_output_is_detected(tmp_path: Path) -> None:
+    path = write_sample(SAMPLES[0], tmp_path / "sample")
+    with redirected(tmp_path / "output.txt") as output:
+        outcome = check(target(faulty.print_text), path, 16, output=output)
+    assert (outcome.kind, outcome.error) == (OUTPUT, "libfoo")
+
+
 def test_the_frame_of_an_exception_is_its_innermost(tmp_path: Path) -> None:
     path = write_sample(SAMPLES[0], tmp_path / "sample")
     assert check(target(faulty.raise_key_error), path, 16).frame == "support/fuzz.py:raise_key_error"
@@ -243,7 +269,7 @@ def test_the_record_and_the_exit_status(
         command.main(arguments)
     assert ended.value.code == 1
     record = read_json(out)
-    assert record.keys() >= {"machine", "versions", "commit", "seed", "seconds", "mutants_per_second_and_process"}
+    assert record.keys() >= {"machine", "versions", "commit", "seed", "seconds", "mutants_per_cpu_second"}
     assert record["readers"]["csv"][EXCEPTION] == 1
     assert [one["file"] for one in record["findings"]] == [one["file"] for one in read_index(kept)]
     assert "csv: exception KeyError a.py:f (1 times)" in capsys.readouterr().out
@@ -261,7 +287,7 @@ def test_memory_is_measured_in_a_fresh_process(tmp_path: Path) -> None:
 
 
 def test_memory_beyond_the_limit_ends_with_an_error(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    row = {"reader": "npz", "file_bytes": 10, "content_bytes": 10, "growth_bytes": 10**9, "of_content": 1e8}
+    row = {"reader": "npz", "file_bytes": 10, "content_bytes": 10, "growth_bytes": 10**9, "of_content": 1e8, "refused": None}
     monkeypatch.setattr(memory, "measured", lambda name, size: row | {"within_limit": False})
     with pytest.raises(SystemExit):
         memory.main(["--readers", "npz", "--out", str(tmp_path / "memory.json")])
