@@ -11,7 +11,7 @@ import warnings
 import zipfile
 from collections.abc import Callable, Sequence
 
-from benchmarks.fuzz.mutators import BYTES, Malformed, Mutator, Random, apply, integer
+from benchmarks.fuzz.mutators import BYTES, Malformed, Mutator, Random, apply, integer, set_byte
 from benchmarks.fuzz.npy import NPY
 from benchmarks.fuzz.pickles import PICKLE, mutate_table_of_extractor
 
@@ -29,6 +29,7 @@ ZIP_FIELDS[b"PK\x03\x04"] |= {"name": (26, 2), "extra": (28, 2)}
 ZIP_FIELDS[b"PK\x01\x02"] |= {"name": (28, 2), "extra": (30, 2), "comment": (32, 2), "start": (42, 4)}
 FLAGS = (1, 8, 0x41, 0x800, 0x2001)  # encrypted, data descriptor, strong encryption, UTF-8, masked
 METHODS = (0, 1, 6, 8, 9, 12, 14, 93, 95, 99)  # stored, shrunk, imploded, deflated, deflate64, bzip2, LZMA, zstd, xz, AES
+WRITTEN = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)
 NAMES = (
     "../x.npy",
     "/x.npy",
@@ -103,17 +104,21 @@ def mutate_zip_members(data: bytes, rng: Random) -> bytes:
         found[index] = (rng.choice((*NAMES, *(one[0] for one in found))), content, method)
     elif kind == 2:
         del found[index]
-    elif kind == 3:
-        found[index] = (
-            name,
-            content,
-            rng.choice((zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED, zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA)),
-        )
+    elif kind == 3:  # half of the time, the compressed content is damaged
+        damaged = packed([(name, content, rng.choice(WRITTEN)), *found[:index], *found[index + 1 :]])
+        return damaged if rng.random() < 0.5 else damage_content(damaged, rng)
     elif kind == 4:
         found[index] = (name, rng.choice((b"", b"x", content * 2, bytes(1 << 19))), zipfile.ZIP_DEFLATED)
     else:
         rng.shuffle(found)
     return packed(found)
+
+
+def damage_content(data: bytes, rng: Random) -> bytes:
+    """Change bytes of the compressed content of the first member, whose header has 30 bytes and the name."""
+    start = 30 + int.from_bytes(data[26:28], "little")
+    part = set_byte(data[start : start + 40], rng)
+    return data[:start] + part + data[start + len(part) :]
 
 
 def zip_inner(inner: Inner) -> Mutator:

@@ -6,6 +6,7 @@ archives.py, tensors.py, documents.py and pictures.py.
 
 from __future__ import annotations
 
+import lzma
 import random
 import re
 import struct
@@ -59,7 +60,7 @@ ERRORS = (
     RecursionError,
     MemoryError,
 )
-ERRORS += (struct.error, zlib.error, zipfile.BadZipFile, RuntimeError, tokenize.TokenError, SystemError)
+ERRORS += (struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, tokenize.TokenError, SystemError)
 
 
 class Malformed(ValueError):
