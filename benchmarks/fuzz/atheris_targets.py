@@ -1,7 +1,7 @@
 """Fuzz every reader with Atheris: python -m benchmarks.fuzz.atheris_targets [--seconds 600] [--readers NAMES] [--jobs 2]
 [--out FILE.json] [--findings FOLDER]
 
-Atheris chooses inputs by the coverage of the Python code of fastmlp, tomllib, zipfile, numpy.lib and Pillow. Half of its
+Atheris chooses inputs by the coverage of the Python code of fastmlp, NumPy, Pillow, tomllib and zipfile. Half of its
 mutants are made by the mutators of the format. The findings are those of `python -m benchmarks.fuzz`. Each reader has a
 process, which is started again with its corpus after a crash or a timeout. Atheris is part of the extra "fuzz".
 """
