@@ -16,6 +16,7 @@ class Reader(NamedTuple):
 
     names_file : whether error messages must contain the name of the file
     needs_torch : whether the samples or the function need PyTorch
+    prints : whether a library in C behind the reader prints messages about damaged files, which cannot be turned off
     expands : whether the content may be much larger than the file, since it is compressed, or the file declares its size
     """
 
@@ -25,10 +26,11 @@ class Reader(NamedTuple):
     names_file: bool = True
     needs_torch: bool = False
     expands: bool = False
+    prints: bool = False
 
     def target(self) -> Target:
         """Return what is sent to another process."""
-        return Target(self.name, self.read, self.samples(), self.names_file, self.expands)
+        return Target(self.name, self.read, self.samples(), self.names_file, self.expands, self.prints)
 
 
 def load_data(path: Path) -> Any:
@@ -222,11 +224,11 @@ _READERS = (
     Reader("png", samples.png, read_image, expands=True),
     Reader("jpeg", samples.jpeg, read_image, expands=True),
     Reader("gif", samples.gif, read_image, expands=True),
-    Reader("tiff", samples.tiff, read_image, expands=True),
+    Reader("tiff", samples.tiff, read_image, expands=True, prints=True),
     Reader("webp", samples.webp, read_image, expands=True),
     Reader("bmp", samples.bmp, read_image, expands=True),
     Reader("pgm", samples.pgm, read_image, expands=True),
-    Reader("image-folder", samples.image_folder, load_data, expands=True),
+    Reader("image-folder", samples.image_folder, load_data, expands=True, prints=True),
     Reader("config", lambda: samples.text("config.toml", CONFIG), read_config, names_file=False),
     Reader("extract-config", lambda: samples.text("extract.toml", EXTRACT_CONFIG), read_extract_config, names_file=False),
     Reader("run-config", lambda: trained.file_of_run("config.toml"), read_run_config),

@@ -5,6 +5,7 @@ Images are converted in the same way in both cases, see image_conversion.py.
 
 from __future__ import annotations
 
+import logging
 import math
 import os
 import warnings
@@ -30,6 +31,7 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 )
+SILENT = logging.NullHandler()
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
 Result = TypeVar("Result")
@@ -302,6 +304,7 @@ def _pillow(path: Path) -> Iterator[PillowImage]:
     """
     from PIL import Image, UnidentifiedImageError
 
+    logging.getLogger("PIL").addHandler(SILENT)  # otherwise, its messages about damaged files are written to stderr
     # Given the name of an uncompressed TIFF file, Pillow maps it into memory, and version 13.0 then ignores that the width and
     # the height of an image with an orientation are swapped.
     with open_file(path) as stream, warnings.catch_warnings():
