@@ -83,7 +83,7 @@ def measure(case: Case, path: Path, rounds: int) -> dict[str, Any]:
     """Measure epochs from the file and from memory; return the measured values as a dictionary."""
 
     def mapped() -> Any:
-        return np.load(path, mmap_mode="r")
+        return np.load(path, mmap_mode="r", allow_pickle=False)
 
     y = np.random.default_rng(1).integers(0, case.sizes[-1], len(mapped())).astype(np.int32)
     train_epoch(case, mapped()[: case.batch], y[: case.batch])  # compiles the kernels

@@ -10,8 +10,9 @@ pooling "global" is global average pooling.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+import math
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass, fields
 from typing import Any
 
 from .errors import DescriptionError
@@ -20,6 +21,9 @@ POOLINGS = ("none", "max", "avg", "global")
 REGULARISATIONS = ("none", "batch", "dropout")
 INITIALISATIONS = ("random", "xavier", "he", "orthogonal")
 FLATTEN = "flatten"
+OUTPUT = "output"
+MAX_SIZE = 2**31 - 1  # largest size, kernel, stride or padding; PyTorch uses 32-bit integers for some of them
+MAX_OUTPUTS = 2**28  # outputs of a layer for one image; as float32, they take 1 GiB
 
 Shape = tuple[int, int, int]  # channels, height, width
 
@@ -59,7 +63,7 @@ class Block:
         check_name("pool", self.pool, POOLINGS)
         check_name("regularize", self.regularize, REGULARISATIONS)
         if not 0 <= self.dropout < 1:
-            raise DescriptionError(f"dropout must be at least 0 and below 1, not {self.dropout:g}", settings=("dropout",))
+            raise DescriptionError(f"dropout must be at least 0 and below 1, not {self.dropout}", settings=("dropout",))
         if 2 * self.pool_padding > self.pool_kernel:
             raise DescriptionError(
                 f"pool_padding may be at most half of pool_kernel {self.pool_kernel}, not {self.pool_padding}",
@@ -116,7 +120,8 @@ class Description:
 
     Raises
     ------
-    DescriptionError : a number is out of range, a name is unknown, or the output of a block would have a height or width of 0
+    DescriptionError : a number is out of range, a name is unknown, or the output of a layer would have a height or width of 0,
+        or take more than 1 GiB for one image
 
     Examples
     --------
@@ -142,8 +147,12 @@ class Description:
             raise DescriptionError(f"sizes of dense layers must be 1 or more, not {min(self.dense)}", settings=("dense",))
         if self.classes < 2:
             raise DescriptionError(f"a classifier needs 2 classes or more, not {self.classes}")
+        check_sizes(self.image_shape, self.classes)
         check_name("init", self.init, INITIALISATIONS)
-        self.shapes()
+        if self.largest_output > MAX_OUTPUTS:
+            message = f"a layer has {self.largest_output:,} outputs for one image, more than {MAX_OUTPUTS:,}"
+            message += "; use smaller images, less padding or smaller layers"
+            raise DescriptionError(message, settings=("image_size", "padding", "filters", "dense"))
 
     def shapes(self) -> dict[str, Shape]:
         """Return the output shape (channels, height, width) of each convolution and pooling layer, by layer name."""
@@ -166,6 +175,29 @@ class Description:
         return channels * height * width
 
     @property
+    def largest_output(self) -> int:
+        """Number of outputs of the largest layer for one image."""
+        return max(self.classes, *self.dense, *map(math.prod, self.shapes().values()))
+
+    def tensor_shapes(self) -> dict[str, tuple[int, ...]]:
+        """Return the shapes of all tensors in the state dict of the network, by name, without building the network."""
+        shapes: dict[str, tuple[int, ...]] = {}
+        channels, size = self.image_shape[2], self.features
+        for number, block in enumerate(self.blocks, start=1):
+            name, channels_in, channels = f"block{number}", channels, block.filters
+            shapes[f"{name}.conv.weight"] = channels, channels_in, block.kernel, block.kernel
+            shapes[f"{name}.conv.bias"] = (channels,)
+            if block.regularize == "batch":
+                parts = ("weight", "bias", "running_mean", "running_var")
+                shapes |= {f"{name}.regularize.{part}": (channels,) for part in parts}
+                shapes[f"{name}.regularize.num_batches_tracked"] = ()
+        names = [*(f"dense{number}.0" for number in range(1, len(self.dense) + 1)), OUTPUT]
+        for name, width in zip(names, (*self.dense, self.classes), strict=True):
+            shapes |= {f"{name}.weight": (width, size), f"{name}.bias": (width,)}
+            size = width
+        return shapes
+
+    @property
     def label(self) -> str:
         """Short name, such as 28x28x1-16-32-d128."""
         sizes = [*(str(block.filters) for block in self.blocks), *(f"d{size}" for size in self.dense)]
@@ -176,19 +208,102 @@ class Description:
         return asdict(self)
 
 
-def from_table(table: Mapping[str, Any]) -> Description:
+@dataclass(frozen=True)
+class BackboneDescription:
+    """Description of a torchvision classification network.
+
+    Parameters
+    ----------
+    backbone : name of the network in torchvision, such as "resnet18"
+    image_shape : (height, width, channels) of the images
+    classes : number of classes
+
+    Raises
+    ------
+    DescriptionError : a number is out of range
+    """
+
+    backbone: str
+    image_shape: tuple[int, int, int]
+    classes: int
+
+    def __post_init__(self) -> None:
+        check_sizes(self.image_shape, self.classes)
+
+    @property
+    def label(self) -> str:
+        """Short name, such as 32x32x3-resnet18."""
+        return f"{'x'.join(map(str, self.image_shape))}-{self.backbone}"
+
+    def table(self) -> dict[str, Any]:
+        """Return the description as a dict that can be written as JSON; `read_description` is the inverse."""
+        return {"backbone": self.backbone, "image_shape": self.image_shape, "classes": self.classes}
+
+
+AnyDescription = Description | BackboneDescription
+
+# Types of the values of a description in JSON, by the type of the field.
+TYPES: dict[Any, tuple[type, ...]] = {
+    "int": (int,),
+    "float": (int, float),
+    "str": (str,),
+    "tuple[int, int, int]": (list, tuple),
+    "tuple[int, ...]": (list, tuple),
+    "tuple[Block, ...]": (list, tuple),
+}
+REQUIRED = {Block: {"filters"}, Description: {"image_shape", "classes", "blocks", "dense"}}
+
+
+def read_description(table: object) -> AnyDescription:
+    """Return the description from the result of `Description.table` or `BackboneDescription.table`, possibly from JSON.
+
+    Raises
+    ------
+    DescriptionError : the table does not describe a valid network
+    """
+    if not isinstance(table, dict) or "backbone" not in table:
+        return from_table(table)
+    values = check_table(table, BackboneDescription)
+    return BackboneDescription(values["backbone"], read_integers("image_shape", values["image_shape"], 3), values["classes"])
+
+
+def from_table(table: object) -> Description:
     """Return the description from the result of `Description.table`, in which JSON may have replaced tuples with lists.
 
     Raises
     ------
     DescriptionError : the table does not describe a valid network
     """
-    try:
-        lists: dict[str, Any] = {name: tuple(table[name]) for name in ("image_shape", "dense")}
-        lists["blocks"] = tuple(Block(**block) for block in table["blocks"])
-        return Description(**(dict(table) | lists))
-    except (TypeError, KeyError, ValueError) as error:
-        raise DescriptionError(f"not a description of a network: {error}") from error
+    values = check_table(table, Description)
+    blocks = tuple(Block(**check_table(block, Block)) for block in values["blocks"])
+    lists = {
+        "image_shape": read_integers("image_shape", values["image_shape"], 3),
+        "dense": read_integers("dense", values["dense"]),
+    }
+    return Description(**(values | lists | {"blocks": blocks}))
+
+
+def check_table(table: object, kind: type) -> dict[str, Any]:
+    """Return the values of the fields of a dataclass from a dict; raise DescriptionError for other names or types."""
+    what = "not a description of a network: "
+    if not isinstance(table, dict):
+        raise DescriptionError(f"{what}a {type(table).__name__} instead of a dict")
+    types = {one.name: TYPES[one.type] for one in fields(kind)}
+    required = REQUIRED.get(kind, types.keys())
+    if wrong := [*(table.keys() - types.keys()), *(required - table.keys())]:
+        raise DescriptionError(f"{what}an unknown or missing entry {wrong[0]!r}")
+    for name, value in table.items():
+        if type(value) not in types[name]:
+            raise DescriptionError(f"{what}{name} is a {type(value).__name__}")
+    return dict(table)
+
+
+def read_integers(name: str, values: Sequence[Any], count: int | None = None) -> Any:
+    """Return a list of integers as a tuple; raise DescriptionError for other types, or for another length than `count`."""
+    if count not in (None, len(values)) or any(type(value) is not int for value in values):
+        expected = "integers" if count is None else f"{count} integers"
+        raise DescriptionError(f"not a description of a network: {name} must be a list of {expected}")
+    return tuple(values)
 
 
 def make_blocks(filters: Sequence[int], **values: Any) -> tuple[Block, ...]:
@@ -236,10 +351,22 @@ def per_block(name: str, value: Any, count: int) -> list[Any]:
 
 
 def check_minimum(settings: Any, minimum: int, *names: str) -> None:
-    """Raise DescriptionError if one of the named settings is less than `minimum`."""
+    """Raise DescriptionError if one of the named settings is less than `minimum`, or more than MAX_SIZE."""
     for name in names:
         if getattr(settings, name) < minimum:
             raise DescriptionError(f"{name} must be {minimum} or more, not {getattr(settings, name)}", settings=(name,))
+        if getattr(settings, name) > MAX_SIZE:
+            raise DescriptionError(f"{name} must be {MAX_SIZE} or less", settings=(name,))
+
+
+def check_sizes(image_shape: tuple[int, int, int], classes: int) -> None:
+    """Raise DescriptionError if images have no pixels or too many, or if there are too many classes."""
+    if min(image_shape) < 1 or math.prod(image_shape) > MAX_OUTPUTS:
+        shown = "x".join(map(str, image_shape))
+        message = f"images must have between 1 and {MAX_OUTPUTS:,} values, not {shown}; resize them"
+        raise DescriptionError(message, settings=("image_size",))
+    if not 1 <= classes <= MAX_SIZE:
+        raise DescriptionError(f"the number of classes must be between 1 and {MAX_SIZE}")
 
 
 def check_name(setting: str, name: str, known: Sequence[str]) -> None:

@@ -5,6 +5,7 @@ The network is trained in training.py. The feature files are written by `fastmlp
 
 from __future__ import annotations
 
+import functools
 import hashlib
 import json
 from dataclasses import dataclass, field
@@ -15,43 +16,27 @@ import numpy.typing as npt
 import torch
 from torch import nn
 
-from .description import Description, from_table
-from .errors import DescriptionError, FileError
-from .files import read_versioned, write_versioned
+from .claims import check_claim
+from .description import MAX_OUTPUTS, AnyDescription, Description, read_description
+from .errors import DescriptionError, FileError, library_errors
+from .files import Source, check_tensor, check_tensors, read_dict, read_versioned, shapes_of, state_of, write_versioned
 from .images import Images, Pixels, Scaling
-from .network import build, build_backbone, default_layer, up_to
+from .network import (
+    Backbone,
+    backbone_bytes,
+    build,
+    build_backbone,
+    check_backbone,
+    check_images,
+    default_layer,
+    output_shape,
+    up_to,
+)
 from .training import EVALUATED, forward_batches
 
 EXTRACTOR_VERSION = 1  # format version of a serialized extractor
 EXTRACTOR_KEYS = ("table", "scaling", "network")
-
-
-@dataclass(frozen=True)
-class BackboneDescription:
-    """Description of a torchvision classification network.
-
-    Parameters
-    ----------
-    backbone : name of the network in torchvision, such as "resnet18"
-    image_shape : (height, width, channels) of the images
-    classes : number of classes
-    """
-
-    backbone: str
-    image_shape: tuple[int, int, int]
-    classes: int
-
-    @property
-    def label(self) -> str:
-        """Short name, such as 32x32x3-resnet18."""
-        return f"{'x'.join(map(str, self.image_shape))}-{self.backbone}"
-
-    def table(self) -> dict[str, Any]:
-        """Return the description as a dict that can be written as JSON; `read_description` is the inverse."""
-        return {"backbone": self.backbone, "image_shape": self.image_shape, "classes": self.classes}
-
-
-AnyDescription = Description | BackboneDescription
+REEXTRACT = "extract the features again"
 
 
 def make_network(description: AnyDescription, seed: int) -> nn.Module:
@@ -59,13 +44,6 @@ def make_network(description: AnyDescription, seed: int) -> nn.Module:
     if isinstance(description, Description):
         return build(description, seed)
     return build_backbone(description.backbone, description.image_shape, description.classes, seed)
-
-
-def read_description(table: dict[str, Any]) -> AnyDescription:
-    """Return the description from the result of `Description.table` or `BackboneDescription.table`."""
-    if "backbone" not in table:
-        return from_table(table)
-    return BackboneDescription(table["backbone"], tuple(table["image_shape"]), table["classes"])
 
 
 @dataclass(frozen=True, eq=False)
@@ -81,7 +59,7 @@ class Extractor:
 
     Raises
     ------
-    DescriptionError : the network has no such layer
+    DescriptionError : the network has no such layer, or the layer has no features
     """
 
     description: AnyDescription
@@ -94,10 +72,17 @@ class Extractor:
         self._truncated.append(up_to(self.network, self.layer or default_layer(self.network)).eval())
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (height, width, channels) of the images."""
+        return self.description.image_shape
+
+    @functools.cached_property
     def width(self) -> int:
-        """Number of features of an image."""
-        height, width, channels = self.description.image_shape
-        return int(self.features(np.zeros((1, height * width * channels), np.float32)).shape[1])
+        """Number of features of an image. Raise DescriptionError if the output of the layer is not an array of features."""
+        problem = f"layer {self.layer or 'before the output'} has no features"
+        with library_errors(DescriptionError, problem, "choose another layer", ("layer",)):
+            shape = output_shape(self._truncated[0], self.image_shape)
+        return shape[1]
 
     def features(
         self, pixels: Pixels, device: torch.device | str = "cpu", batch_size: int = EVALUATED
@@ -108,13 +93,15 @@ class Extractor:
         ----------
         pixels : images of shape (n, height * width * channels), at least one
         device : device of the computation; the network is moved to it
-        batch_size : number of images per forward pass
+        batch_size : number of images per forward pass; fewer if the outputs of a layer would take more than 1 GiB
 
         Returns
         -------
         array of shape (n, features), float32
         """
-        images = Images(pixels, self.description.image_shape, self.scaling, device)
+        images = Images(pixels, self.image_shape, self.scaling, device)
+        if isinstance(self.description, Description):
+            batch_size = min(batch_size, MAX_OUTPUTS // self.description.largest_output)
         network = self._truncated[0].to(images.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
         return np.concatenate([output.cpu().numpy() for output in forward_batches(network, images, batch_size=batch_size)])
 
@@ -132,7 +119,7 @@ class Extractor:
         handle = self._first_convolution().register_forward_hook(lambda module, inputs, output: maps.append(output.relu()))
         try:
             self.network.cpu()
-            for _ in forward_batches(self.network, Images(pixels, self.description.image_shape, self.scaling)):
+            for _ in forward_batches(self.network, Images(pixels, self.image_shape, self.scaling)):
                 pass
         finally:
             handle.remove()
@@ -182,15 +169,69 @@ def from_bytes(data: bytes, name: str) -> Extractor:
     FileError : the data are corrupt, have no or a different format version, or do not contain an extractor
     MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
-    remedy = "extract the features again"
+    remedy = REEXTRACT
     state = read_versioned(data, name, version=EXTRACTOR_VERSION, keys=EXTRACTOR_KEYS, kind="an extractor", remedy=remedy)
-    try:
+    source = Source(name, "corrupt extractor", remedy)
+    if type(state["table"]) is not str:
+        raise source.error("the description is not a text")
+    with library_errors(FileError, f"{name}: {source.problem}", remedy):
         table = json.loads(state["table"])
+    if type(table) is not dict or table.keys() != {"network", "layer"} or type(table["layer"]) is not str:
+        raise source.error("the description is not a network and a layer")
+    try:
         description = read_description(table["network"])
-        network = make_network(description, seed=0)
-        network.load_state_dict(state["network"])
-        kept = state["scaling"]
-        scaling = Scaling(kept["shift"].numpy(), kept["factor"].numpy()) if kept else None
-        return Extractor(description, network, scaling, table["layer"])
-    except (KeyError, ValueError, TypeError, RuntimeError, DescriptionError) as error:
-        raise FileError(f"{name}: corrupt extractor ({' '.join(str(error).split())[:200]}); {remedy}") from error
+        network = restore_network(source, description, state["network"], len(data))
+        scaling = restore_scaling(source, description.image_shape, state["scaling"])
+        extractor = Extractor(description, network, scaling, table["layer"])
+        _ = extractor.width  # the network may not accept images of this shape, or the layer may have no features
+    except DescriptionError as error:
+        raise source.error(str(error)) from error
+    return extractor
+
+
+def restore_network(source: Source, description: AnyDescription, found: Any, size: int) -> nn.Module:
+    """Build the network of a description with the tensors of a file. The description must not claim more memory than they take.
+
+    found : state dict that was read from the file
+    size : size of the file in bytes
+
+    Raises
+    ------
+    FileError : the tensors are not those of the network
+    DescriptionError : the network cannot be built
+    """
+    if isinstance(description, Description):
+        shapes = {name: (shape, torch.float32 if shape else torch.int64) for name, shape in description.tensor_shapes().items()}
+        tensors = check_tensors(source, "network", found, shapes)
+        network: nn.Module = build(description, seed=0)
+    else:
+        check_backbone(description.backbone, description.image_shape[2])
+        check_claim(source.name, backbone_bytes(description.backbone), size)
+        with torch.random.fork_rng(devices=[]):
+            backbone = Backbone(description.backbone, description.classes, head_device="meta")
+        check_images(backbone, description.image_shape)
+        network = backbone
+        tensors = check_tensors(source, "network", found, shapes_of(network))
+    if not_finite := [name for name, value in tensors.items() if not value.isfinite().all()]:
+        raise source.error(f"network {not_finite[0]} has values that are not finite")
+    network.load_state_dict(state_of(network, tensors), assign=True)
+    return network
+
+
+def restore_scaling(source: Source, image_shape: tuple[int, int, int], found: Any) -> Scaling | None:
+    """Return the scaling of an extractor file; raise FileError if it is invalid for images of this shape."""
+    if (values := read_dict(found)) is None:
+        raise source.error(f"the scaling is a {type(found).__name__}, not a dict")
+    if not values:
+        return None
+    if values.keys() != {"shift", "factor"}:
+        raise source.error("the scaling is not a shift and a factor")
+    height, width, channels = image_shape
+    arrays = {}
+    for name, value in values.items():
+        size = value.numel() if isinstance(value, torch.Tensor) else 1
+        tensor = check_tensor(source, f"scaling {name}", value, (size,), torch.float32)
+        if size not in (1, channels, height * width * channels) or not tensor.isfinite().all():
+            raise source.error(f"scaling {name} does not fit the images, or is not finite")
+        arrays[name] = tensor.numpy()
+    return Scaling(arrays["shift"], arrays["factor"])

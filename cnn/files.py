@@ -1,19 +1,61 @@
 """Reading and writing of files in the format of torch.save: dicts of tensors and plain values, as bytes.
 
-Files that this package writes have a format version. Files of pretrained weights from torchvision do not have one.
+Files that this package writes have a format version. Files of pretrained weights from torchvision do not have one. All files
+may come from strangers: `read_file` opens only regular files, `claims.check_claims` bounds the memory that a file can claim,
+and the other functions check the types and shapes of what was read.
 """
 
 from __future__ import annotations
 
 import io
-from collections.abc import Iterable
-from typing import Any
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterable, Mapping, Sequence
+from pathlib import Path
+from types import NoneType
+from typing import Any, NamedTuple
 
 import torch
 
-from .errors import FileError
+from .claims import DAMAGED, REMEDY, check_claims
+from .errors import FileError, library_errors
 
 FORMAT_VERSION = "format_version"
+
+Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of each tensor, by name
+
+
+class Source(NamedTuple):
+    """The file that is being checked: its name, what is wrong with it if a check fails, and the remedy, for error messages."""
+
+    name: str
+    problem: str
+    remedy: str
+
+    def error(self, reason: str) -> FileError:
+        """Return the error for a check that failed."""
+        return FileError(f"{self.name}: {self.problem} ({reason}); {self.remedy}")
+
+
+def read_file(path: Path, settings: Sequence[str] = ()) -> bytes:
+    """Return the contents of a regular file. A named pipe is refused without waiting for a writer.
+
+    settings : names of the settings with the path, for the error
+
+    Raises
+    ------
+    FileError : the file does not exist, cannot be read, or is not a regular file
+    """
+
+    def open_now(name: str, flags: int) -> int:
+        return os.open(name, flags | getattr(os, "O_NONBLOCK", 0))
+
+    problem, remedy = f"{path}: cannot be read", "check the path"
+    with library_errors(FileError, problem, remedy, settings), open(path, "rb", opener=open_now) as stream:
+        if stat.S_ISREG(os.fstat(stream.fileno()).st_mode):
+            return stream.read()
+    raise FileError(f"{problem} (not a regular file); {remedy}", settings=settings)
 
 
 def read_state(data: bytes, name: str) -> dict[str, Any]:
@@ -26,15 +68,109 @@ def read_state(data: bytes, name: str) -> dict[str, Any]:
 
     Raises
     ------
-    FileError : the data are corrupt or do not contain such a dict
+    FileError : the data are corrupt, do not contain such a dict, or claim to be much larger than they are
     """
-    try:
+    return read_dict(_load(data, name)) or {}
+
+
+def _load(data: bytes, name: str) -> Any:
+    """Implement `read_state`; the result may be an OrderedDict, whose attributes come from the file."""
+    check_claims(data, name)
+    with library_errors(FileError, f"{name}: {DAMAGED}", REMEDY):
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
-    except Exception as error:  # corrupt files raise RuntimeError, UnpicklingError, EOFError, KeyError, …
-        raise FileError(f"{name}: not a readable PyTorch file ({type(error).__name__}); restore it, or train again") from error
-    if not isinstance(found, dict):
-        raise FileError(f"{name}: does not contain a dict of weights; restore it, or train again")
+    if read_dict(found) is None:
+        raise FileError(f"{name}: does not contain a dict of weights; {REMEDY}")
     return found
+
+
+def read_dict(found: object) -> dict[Any, Any] | None:
+    """Return a copy of a dict or OrderedDict that was read from a file, and None for other types.
+
+    It is copied because the file can set attributes of an OrderedDict, also `items` and `get`.
+    """
+    return dict(dict.items(found)) if isinstance(found, dict) else None
+
+
+def read_weights(data: bytes, name: str) -> OrderedDict[str, torch.Tensor]:
+    """Read a state dict of a network, as torchvision publishes them.
+
+    The versions of the modules are kept (attribute `_metadata`), because some networks of torchvision need them.
+
+    Raises
+    ------
+    FileError : as for `read_state`, or an entry is not a tensor of a network
+    """
+    found = _load(data, name)
+    source = Source(name, "does not contain the weights of a network", REMEDY)
+    weights: OrderedDict[str, torch.Tensor] = OrderedDict(read_dict(found) or {})
+    for key, value in weights.items():
+        if type(key) is not str or not isinstance(value, torch.Tensor):
+            raise source.error(f"an entry is a {type(value).__name__}, not a tensor with a name")
+        check_stored(source, key, value)
+    modules = vars(found).get("_metadata") if isinstance(found, OrderedDict) else None
+    if modules is not None:
+        weights._metadata = read_versions(source, modules)  # type: ignore[attr-defined]
+    return weights
+
+
+def read_versions(source: Source, modules: object) -> dict[str, dict[str, int | None]]:
+    """Return the versions of the modules of a state dict, in the format of PyTorch; raise FileError if they are invalid."""
+    versions = {}
+    for module, entry in (read_dict(modules) or {}).items():
+        version = (read_dict(entry) or {}).get("version")
+        if type(module) is not str or type(version) not in (int, NoneType):
+            raise source.error("invalid versions of modules")
+        versions[module] = {"version": version}
+    return versions
+
+
+def check_stored(source: Source, place: str, value: torch.Tensor) -> None:
+    """Raise FileError if a tensor takes more memory than its elements in the file, as after torch.Tensor.expand."""
+    stored = value.untyped_storage().nbytes()
+    if value.is_neg() or value.numel() * value.element_size() > stored:
+        raise source.error(f"{place} has shape {list(value.shape)}, but {stored:,} bytes")
+
+
+def check_tensor(source: Source, place: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
+    """Return a tensor that was read from a file, without gradient and hooks.
+
+    place : location in the file, for error messages
+
+    Raises
+    ------
+    FileError : it is not a tensor, has another shape or dtype, or takes more memory than in the file
+    """
+    if type(value) is not torch.Tensor:
+        raise source.error(f"{place} is a {type(value).__name__}, not a tensor")
+    if tuple(value.shape) != shape or value.dtype != dtype:
+        raise source.error(f"{place} has shape {list(value.shape)} and {value.dtype}, not {list(shape)} and {dtype}")
+    check_stored(source, place, value)
+    return value.detach()
+
+
+def check_tensors(source: Source, place: str, found: Any, shapes: Shapes) -> dict[str, torch.Tensor]:
+    """Return a dict of tensors that was read from a file; raise FileError if it has other names, shapes or dtypes.
+
+    place : location in the file, for error messages
+    """
+    if (tensors := read_dict(found)) is None:
+        raise source.error(f"{place} is a {type(found).__name__}, not a dict")
+    if tensors.keys() != shapes.keys():
+        name = next(iter(shapes.keys() - tensors.keys()), None)
+        raise source.error(f"{place} lacks {name}" if name else f"{place} has {len(tensors)} entries, not {len(shapes)}")
+    return {name: check_tensor(source, f"{place} {name}", tensors[name], *shapes[name]) for name in shapes}
+
+
+def shapes_of(network: torch.nn.Module) -> Shapes:
+    """Return the shapes and dtypes of the state dict of a network."""
+    return {name: (tuple(value.shape), value.dtype) for name, value in network.state_dict().items()}
+
+
+def state_of(network: torch.nn.Module, tensors: Mapping[str, torch.Tensor]) -> dict[str, Any]:
+    """Return a state dict with these tensors and the versions of the modules of a network."""
+    state = network.state_dict()
+    state.update(tensors)
+    return state
 
 
 def write_versioned(version: int, state: dict[str, Any]) -> bytes:
@@ -65,7 +201,8 @@ def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str],
     state = read_state(data, name)
     given = state.get(FORMAT_VERSION)
     if type(given) is not int or given != version:
-        carries = "no format version" if given is None else f"format version {given}"
+        kind_found = given if type(given) is int else f"of type {type(given).__name__}"
+        carries = "no format version" if given is None else f"format version {kind_found}"
         raise FileError(f"{name}: {carries}, but this version of fastmlp reads format version {version}; {remedy}")
     if missing := [key for key in keys if key not in state]:
         raise FileError(f"{name}: not {kind} (missing: {', '.join(missing)}); {remedy}")

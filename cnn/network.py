@@ -15,11 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .description import FLATTEN, Block, Description
-from .errors import DescriptionError, FileError, MissingError
-from .files import read_state
+from .description import FLATTEN, OUTPUT, Block, Description
+from .errors import DescriptionError, FileError, MissingError, library_errors, reason
+from .files import read_file, read_weights
 
-OUTPUT = "output"
+ANOTHER = "choose another backbone"
 
 # Initialization of the weights of convolutions and dense layers. xavier: Glorot & Bengio 2010; he: He et al. 2015, for ReLU;
 # orthogonal: Saxe et al. 2014. Biases are then set to zero. "random" is not in this table: it keeps PyTorch's default
@@ -92,17 +92,30 @@ class GreyToRGB(nn.Module):
 
 
 class Backbone(nn.Module):
-    """`GreyToRGB`, followed by a torchvision network whose last dense layer is replaced by one with one output per class."""
+    """`GreyToRGB`, followed by a torchvision network whose last dense layer is replaced by one with one output per class.
 
-    def __init__(self, name: str, classes: int) -> None:
+    Parameters
+    ----------
+    name : name of the network in torchvision
+    classes : number of classes
+    head_device : device of the new layer; "meta" takes no memory for its weights
+
+    Raises
+    ------
+    DescriptionError : torchvision cannot build the network, or it has no dense layer
+    MissingError : torchvision is not installed, or is incompatible with the installed torch
+    """
+
+    def __init__(self, name: str, classes: int, head_device: str = "cpu") -> None:
         super().__init__()
         self.name = name
         self.to_rgb = GreyToRGB()
-        self.body = load_torchvision().models.get_model(name, weights=None)
+        with library_errors(DescriptionError, f"backbone {name} cannot be built", ANOTHER, ("backbone",)):
+            self.body = load_torchvision().models.get_model(name, weights=None)
         self.head = last_linear(self.body, name)
         parent = self.body.get_submodule(self.head.rpartition(".")[0])
         dense = self.body.get_submodule(self.head)
-        setattr(parent, self.head.rpartition(".")[2], nn.Linear(dense.in_features, classes))
+        setattr(parent, self.head.rpartition(".")[2], nn.Linear(dense.in_features, classes, device=head_device))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         logits: torch.Tensor = self.body(self.to_rgb(x))
@@ -120,9 +133,9 @@ def load_torchvision() -> Any:
         import torchvision
     except ImportError as error:
         raise MissingError(f"torchvision cannot be imported ({error}); install it with: pip install 'fastmlp[cnn]'") from error
-    except RuntimeError as error:  # torchvision was built for another version of torch
+    except Exception as error:  # torchvision was built for another version of torch
         raise MissingError(
-            f"torchvision is incompatible with torch {torch.__version__}: {' '.join(str(error).split())}; install both from "
+            f"torchvision is incompatible with torch {torch.__version__}: {reason(error)}; install both from "
             "the same index, such as: pip install torch torchvision --index-url https://download.pytorch.org/whl/cpu"
         ) from error
     return torchvision
@@ -147,25 +160,53 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
 
     Raises
     ------
-    DescriptionError : the name is unknown, the network has no dense layer, or it does not accept images of this shape
+    DescriptionError : the name is unknown, the network cannot be built or has no dense layer, or it does not accept images of
+        this shape
     MissingError : torchvision is not installed, or is incompatible with the installed torch
     """
-    known = load_torchvision().models.list_models(module=load_torchvision().models)
-    if name not in known:
-        raise DescriptionError(f"unknown backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
-    height, width, channels = image_shape
-    if channels not in (1, 3):
-        raise DescriptionError(f"backbones need images with 1 or 3 channels, not {channels}", settings=("backbone",))
+    check_backbone(name, image_shape[2])
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         backbone = Backbone(name, classes)
-        try:
-            with torch.inference_mode():
-                backbone.eval()(torch.zeros(1, channels, height, width))
-        except RuntimeError as error:
-            message = f"backbone {name} does not accept images of {height}x{width}: {' '.join(str(error).split())}"
-            raise DescriptionError(message, settings=("backbone",)) from None
+    check_images(backbone, image_shape)
     return backbone
+
+
+def check_images(backbone: Backbone, image_shape: tuple[int, int, int]) -> None:
+    """Raise DescriptionError if a backbone does not accept images of shape (height, width, channels)."""
+    height, width, _ = image_shape
+    problem = f"backbone {backbone.name} does not accept images of {height}x{width}"
+    with library_errors(DescriptionError, problem, f"{ANOTHER}, or another size of images", ("backbone", "image_size")):
+        output_shape(backbone, image_shape)
+
+
+def check_backbone(name: str, channels: int) -> None:
+    """Raise DescriptionError if torchvision has no such network, or if it does not accept images with this many channels."""
+    known = load_torchvision().models.list_models(module=load_torchvision().models)
+    if name not in known:
+        raise DescriptionError(f"unknown backbone {name!r}; torchvision has {', '.join(known)}", settings=("backbone",))
+    if channels not in (1, 3):
+        raise DescriptionError(f"backbones need images with 1 or 3 channels, not {channels}", settings=("backbone",))
+
+
+def backbone_bytes(name: str) -> int:
+    """Return the size of the weights of a torchvision network with its original output layer, without building it."""
+    models = load_torchvision().models
+    with library_errors(DescriptionError, f"the size of backbone {name} is unknown", ANOTHER, ("backbone",)):
+        return 4 * int(models.get_model_weights(name).DEFAULT.meta["num_params"])
+
+
+def output_shape(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
+    """Return the shape of the output of a network for two images, without computing the output or taking memory for it.
+
+    The network is switched to evaluation mode. Exceptions of PyTorch and torchvision are not converted.
+    """
+    height, width, channels = image_shape
+    tensors = {name: value.to("meta") for name, value in [*network.named_parameters(), *network.named_buffers()]}
+    with torch.inference_mode():
+        x = torch.zeros(2, channels, height, width, device="meta")
+        output: torch.Tensor = torch.func.functional_call(network.eval(), tensors, (x,))
+    return tuple(output.shape)
 
 
 def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
@@ -183,23 +224,17 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
     ------
     FileError : the file is missing or corrupt, has another SHA-256 hash, or contains the weights of another network
     """
-    try:
-        data = path.read_bytes()
-    except OSError as error:
-        message = f"{path}: cannot be read ({error.strerror}); check the path"
-        raise FileError(message, settings=("weights",)) from error
+    data = read_file(path, settings=("weights",))
     found = hashlib.sha256(data).hexdigest()
     if sha256 is not None and found != sha256.lower():
         message = f"{path}: SHA-256 is {found}, not {sha256}; download the file again, or correct the expected hash"
         raise FileError(message, settings=("weights_sha256",))
-    state = read_state(data, str(path))
+    state = read_weights(data, str(path))
     own = backbone.body.state_dict()
-    state = {key: own[key] if key.startswith(f"{backbone.head}.") else value for key, value in state.items()}
-    try:
+    state.update({key: own[key] for key in state if key.startswith(f"{backbone.head}.") and key in own})
+    problem = f"{path}: these are not weights of {backbone.name}"
+    with library_errors(FileError, problem, "choose the weights of this backbone", ("weights", "backbone")):
         backbone.body.load_state_dict(state)
-    except RuntimeError as error:
-        message = f"{path}: these are not weights of {backbone.name}: {' '.join(str(error).split())[:200]}"
-        raise FileError(message, settings=("weights", "backbone")) from None
 
 
 # ------------------------------------------------------------------------------------------------ layers by name
@@ -216,7 +251,10 @@ def load_feature_extraction() -> Any:
 def layer_names(network: nn.Module) -> list[str]:
     """Return the names of all layers of a network that `up_to` accepts."""
     if isinstance(network, Backbone):
-        return [name for name in load_feature_extraction().get_graph_node_names(network)[1] if name != "x"]
+        problem = f"the layers of backbone {network.name} cannot be determined"
+        with library_errors(DescriptionError, problem, ANOTHER, ("backbone",)):
+            names = load_feature_extraction().get_graph_node_names(network)[1]
+        return [name for name in names if name != "x"]
     return [name for name, _ in network.named_modules() if name]
 
 
@@ -242,7 +280,9 @@ def up_to(network: nn.Module, layer: str) -> nn.Module:
     if layer not in names:
         raise DescriptionError(f"unknown layer {layer!r}; this network has {', '.join(names)}", settings=("layer",))
     if isinstance(network, Backbone):
-        return FlattenedOutput(load_feature_extraction().create_feature_extractor(network, {layer: "features"}))
+        problem = f"the features of layer {layer} of backbone {network.name} cannot be computed"
+        with library_errors(DescriptionError, problem, "choose another layer", ("layer",)):
+            return FlattenedOutput(load_feature_extraction().create_feature_extractor(network, {layer: "features"}))
     child, _, inner = layer.partition(".")
     children = list(network.named_children())
     last = [name for name, _ in children].index(child)
@@ -254,12 +294,17 @@ def up_to(network: nn.Module, layer: str) -> nn.Module:
 
 
 class FlattenedOutput(nn.Module):
-    """Wrapper of torchvision's feature extractor that returns its output "features", flattened."""
+    """Wrapper of torchvision's feature extractor that returns its output "features", flattened.
+
+    When it is called, it raises DescriptionError if the output is not a tensor with one row per image.
+    """
 
     def __init__(self, extractor: nn.Module) -> None:
         super().__init__()
         self.extractor = extractor
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        features: torch.Tensor = self.extractor(x)["features"]
+        features = self.extractor(x)["features"]
+        if not isinstance(features, torch.Tensor) or len(features) != len(x):  # such as the sizes of another layer
+            raise DescriptionError("this layer does not compute features; choose another layer", settings=("layer",))
         return features.flatten(1)

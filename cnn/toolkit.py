@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
-from .description import Block, Description, make_blocks
-from .extractor import AnyDescription, BackboneDescription, Extractor, from_bytes, make_network
+from .checkpoint import check_history
+from .description import AnyDescription, BackboneDescription, Block, Description, make_blocks
+from .extractor import REEXTRACT, Extractor, from_bytes, make_network
+from .files import Source
 from .images import Augmentation, Images, Pixels, Scaling
 from .network import Backbone, load_weights
 from .training import Evaluation, Settings, Split, Trainer, TrainResult, Watch, evaluate, pick_device
@@ -133,14 +135,20 @@ def restore(
 
     Raises
     ------
-    FileError : the extractor is corrupt or has another format version
+    FileError : the extractor is corrupt, has another format version, or is not that of `prepared`, or `cnn` is invalid
     MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
     restored = from_bytes(*extractor)
+    source = Source(extractor[1], "corrupt features", REEXTRACT)
+    if restored.description != prepared.description:
+        raise source.error("they were made with another network")
+    history, best_epoch = check_history(source, cnn.get("history"), cnn.get("best_epoch"))
+    if type(stopped := cnn.get("stopped")) is not str:
+        raise source.error("no reason why the training ended")
     network = restored.network.to(prepared.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = make_splits(prepared, parts, restored.scaling)
     figures = {name: evaluate(network, split, prepared.settings.autocast) for name, split in splits.items()}
-    return TrainedExtractor(restored, TrainResult(*(cnn[name] for name in TrainResult._fields)), figures)
+    return TrainedExtractor(restored, TrainResult(history, best_epoch, stopped), figures)
 
 
 def make_splits(prepared: Prepared, parts: Mapping[str, SplitArrays], scaling: Scaling | None) -> dict[str, Split]:

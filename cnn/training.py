@@ -21,18 +21,16 @@ import torch
 from torch import nn
 from torch.nn.functional import cross_entropy
 
+from .checkpoint import CHECKPOINT_VERSION, MOMENTS, read_checkpoint
 from .description import check_minimum, check_name
-from .errors import DescriptionError, DivergedError, FileError, MissingError
-from .files import read_versioned, write_versioned
+from .errors import DescriptionError, DivergedError, MissingError
+from .files import write_versioned
 from .images import Augmentation, Images
 
-OPTIMIZERS = ("adam", "adamw", "sgd")
+OPTIMIZERS = tuple(MOMENTS)
 MONITORS = ("loss", "accuracy")
 SCHEDULES = ("constant", "step", "cosine")
 EVALUATED = 1024  # default batch size for inference
-CHECKPOINT_VERSION = 1  # format version of checkpoints
-CHECKPOINT_KEYS = ("optimizer_name", "network", "optimizer", "history", "best_epoch", "best_score", "best_network")
-RETRAIN = "delete it to train from the start"
 
 EpochLog = dict[str, Any]
 Labels = npt.NDArray[np.integer[Any]]
@@ -200,19 +198,10 @@ class Trainer:
         ------
         FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
         """
-        kind, keys = "a training checkpoint", CHECKPOINT_KEYS
-        state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
-        given, optimizer = state["optimizer_name"], self.settings.optimizer
-        if given != optimizer:
-            message = f"{name}: checkpoint of optimizer {given}, not {optimizer}; {RETRAIN}, or set optimizer to {given}"
-            raise FileError(message, settings=("optimizer",))
-        try:
-            self.network.load_state_dict(state["best_network"])  # detects wrong shapes now, not after training
-            self.network.load_state_dict(state["network"])
-            self.optimizer.load_state_dict(state["optimizer"])
-        except (KeyError, ValueError, RuntimeError) as error:
-            reason = " ".join(str(error).split())[:200]
-            raise FileError(f"{name}: checkpoint of another network ({reason}); {RETRAIN}") from None
+        state = read_checkpoint(data, name, self.network, self.settings.optimizer)
+        self.network.load_state_dict(state["network"])
+        groups = self.optimizer.state_dict()["param_groups"]
+        self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.history, self.best_epoch, self.best_score = state["history"], state["best_epoch"], state["best_score"]
         self.best_network = state["best_network"]
 

@@ -11,6 +11,7 @@ import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 
 MOST_NAMES = 12  # maximum number of names that an error message lists
+MAX_MESSAGE = 600  # characters
 JOINERS = "\u200c\u200d"  # zero-width characters that some scripts and emoji need
 
 
@@ -34,6 +35,18 @@ def escaped(text: str, escape: Callable[[str], str]) -> str:
     return text.translate({ord(char): escape(char) for char in set(text) - good})
 
 
+def shortened(text: str) -> str:
+    """Return a text without its middle if it has more than `MAX_MESSAGE` characters, such as a message with a very long name.
+
+    >>> len(shortened("x" * 10_000))
+    600
+    """
+    if len(text) <= MAX_MESSAGE:
+        return text
+    end = MAX_MESSAGE // 3  # the remedy is at the end
+    return f"{text[: MAX_MESSAGE - end - 3]} … {text[-end:]}"
+
+
 class FastMLPError(Exception):
     """Base class of all exceptions of fastmlp.
 
@@ -47,7 +60,7 @@ class FastMLPError(Exception):
     exit_code = 1
 
     def __init__(self, message: str = "", *, settings: Sequence[str] = ()) -> None:
-        super().__init__(printable(message))
+        super().__init__(shortened(printable(message)))
         self.settings = tuple(settings)
 
 

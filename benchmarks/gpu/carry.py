@@ -26,10 +26,11 @@ from pathlib import Path
 from benchmarks.cuda_build import format_capability, parse_capability
 from benchmarks.gpu import ROOT
 from benchmarks.gpu.kernels import KernelRequest, read_record
-from fastmlp.data.download import data_folder, present
+from fastmlp.data.download import data_folder, is_offline, present
 from fastmlp.data.named import DATASETS
 from fastmlp.engines.cpu.threads import available_cores
 from fastmlp.engines.cuda.compiler import Capability, compiled, entry_of, sources
+from fastmlp.errors import UnavailableError
 from fastmlp.files import write_json
 
 # Packages that the check imports, and that may be missing although NumPy, PyTorch and Numba are installed.
@@ -42,7 +43,9 @@ LARGEST = 55 * 2**20  # bytes, including the repository
 
 
 def carry_wheels(folder: Path, packages: Sequence[str] = PACKAGES) -> None:
-    """Download wheels of the packages and their dependencies."""
+    """Download wheels of the packages and their dependencies. Raise UnavailableError if FASTMLP_OFFLINE forbids it."""
+    if is_offline():
+        raise UnavailableError(f"FASTMLP_OFFLINE forbids downloading the wheels of {', '.join(packages)}; unset it")
     folder.mkdir(parents=True)
     command = [sys.executable, "-m", "pip", "download", "--quiet", "--disable-pip-version-check", "--only-binary=:all:"]
     command += ["--python-version", PYTHON, "--implementation", "cp", "--dest", str(folder)]

@@ -25,7 +25,7 @@ from fastmlp.engines import Version, installed_version
 from fastmlp.engines.cuda import INSTALL
 from fastmlp.engines.jit import JitDisabledError
 from fastmlp.errors import FastMLPError, UnavailableError, printable
-from fastmlp.files.reading import entries, exists, size_of
+from fastmlp.files.reading import exists
 
 OK, NOTE, BROKEN = "ok", "note", "broken"
 
@@ -153,7 +153,7 @@ def check_threads() -> Iterator[Check]:
 
 def check_cache(folder: Path) -> Check:
     """Check that compiled kernels can be cached."""
-    from fastmlp.engines.kernel_cache import UnsafeFolder, check_private
+    from fastmlp.engines.kernel_cache import UnsafeFolder, file_sizes, reason
 
     remedy = "kernels are recompiled at each start; set FASTMLP_CACHE_DIR to a folder that only you can write to"
     there = folder
@@ -164,10 +164,9 @@ def check_cache(folder: Path) -> Check:
     if there != folder:
         return Check("kernel cache", f"{folder}: created at first use")
     try:
-        check_private(folder)
-    except UnsafeFolder as error:
-        return Check("kernel cache", str(error), NOTE, remedy)
-    sizes = [size_of(file) for file in entries(folder)]
+        sizes = file_sizes(folder)
+    except (OSError, UnsafeFolder) as error:
+        return Check("kernel cache", reason(folder, error), NOTE, remedy)
     return Check("kernel cache", f"{folder}: {len(sizes)} files, {sum(sizes) / 1e6:.1f} MB, private")
 
 

@@ -22,6 +22,7 @@ from fastmlp import __version__
 from fastmlp.commands import SIGNAL_CODE
 from fastmlp.commands.bench import bench
 from fastmlp.commands.common.console import fail, note, note_lines
+from fastmlp.commands.common.offline import refused_connection
 from fastmlp.commands.common.options import Group
 from fastmlp.commands.common.toolkit import extraction_tools
 from fastmlp.commands.compare import compare
@@ -53,8 +54,9 @@ class Program(Group):
             text = f"not enough memory: {error}; use a smaller network or a smaller batch size"
             fail(ctx, UnavailableError(text, settings=("hidden", "batch_size")))
         except Exception as error:
-            if isinstance(getattr(error, "exit_code", None), int):  # FastMLPError, and errors of fastmlp.cnn
-                fail(ctx, error)
+            known = refused_connection(error) or error
+            if isinstance(getattr(known, "exit_code", None), int):  # FastMLPError, and errors of fastmlp.cnn
+                fail(ctx, known)
             note_lines(f"{traceback.format_exc()}{REPORT}")
             ctx.exit(1)
 

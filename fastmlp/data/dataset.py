@@ -13,6 +13,7 @@ from dataclasses import dataclass
 from functools import cached_property
 from typing import Any
 
+import msgspec
 import numpy as np
 import numpy.typing as npt
 
@@ -31,7 +32,31 @@ from fastmlp.files.reading import library_errors
 from fastmlp.nn.names import canonical_name
 
 TASKS = ("classification", "regression")
-PROVENANCE_KEYS = {"key", "settings", "network", "layer", "images", "cnn"}  # required keys of `Dataset.provenance`
+
+
+class ProvenanceImages(msgspec.Struct):
+    """The items of the description of the images that are read."""
+
+    name: str
+    sha256: str
+    stats: dict[str, Any] | None = None
+
+
+class ProvenanceNetwork(msgspec.Struct):
+    """The items of the description of the network that are read."""
+
+    image_shape: tuple[int, int, int]
+
+
+class Provenance(msgspec.Struct):
+    """The required items of `Dataset.provenance`."""
+
+    key: str
+    settings: dict[str, Any]
+    network: ProvenanceNetwork
+    layer: str
+    images: ProvenanceImages
+    cnn: dict[str, Any]
 
 
 @dataclass(frozen=True, eq=False, repr=False)
@@ -211,19 +236,21 @@ def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, Sourc
             )
         found["validation"] = chosen.astype(np.int64)
     if arrays.extractor is not None:  # without an extractor, an array called provenance was not written by fastmlp
-        found["provenance"] = _provenance(str(arrays.provenance), locations["provenance"])
-        found["extractor"] = np.asarray(arrays.extractor, np.uint8).tobytes()
+        found["provenance"] = _provenance(arrays.provenance, locations["provenance"])
+        extractor = np.asarray(arrays.extractor)
+        if extractor.dtype != np.uint8 or extractor.ndim != 1:
+            raise DataError(f"{locations['extractor'].text}: not the bytes of an extractor; extract the features again")
+        found["extractor"] = extractor.tobytes()
     return found
 
 
-def _provenance(text: str, location: SourceLocation) -> dict[str, Any]:
-    """Parse the provenance of a feature file. Raise DataError if it is not a JSON object with all `PROVENANCE_KEYS`."""
+def _provenance(values: Any, location: SourceLocation) -> dict[str, Any]:
+    """Parse the provenance of a feature file. Raise DataError if it is not a JSON object with the fields of `Provenance`."""
     remedy = "extract the features again"
-    with library_errors(location.text, "not valid JSON", remedy):
-        provenance = json.loads(text)
-    if not isinstance(provenance, dict) or not provenance.keys() >= PROVENANCE_KEYS:
-        raise DataError(f"{location.text}: not a valid description of an extraction; {remedy}")
-    return provenance
+    with library_errors(location.text, "not a valid description of an extraction", remedy):
+        provenance = json.loads(str(values))
+        msgspec.convert(provenance, Provenance)
+    return dict(provenance)
 
 
 def _check_xy(
@@ -251,7 +278,7 @@ def _check_xy(
 def _class_names(values: Any, location: SourceLocation) -> tuple[str, ...]:
     """Return the class names; raise DataError unless they are distinct strings or integers without control characters."""
     array = np.asarray([] if values is None else values)
-    names = tuple(map(str, array.tolist()))
+    names = tuple(map(str, array.ravel().tolist()))
     if array.ndim != 1 or (names and array.dtype.kind not in "Uui") or len(set(names)) < len(names):
         raise DataError(f"{location.text}: class names must be a list of distinct strings; correct the list or omit it")
     check_class_names(names, location.row)

@@ -16,6 +16,8 @@ from fastmlp.files import file_sha256
 from fastmlp.files.locks import held, sweep, unfinished
 from fastmlp.files.reading import is_file
 
+NOT_OFFLINE = ("", "0", "false", "no", "off")  # values of FASTMLP_OFFLINE that allow downloads; any other value forbids them
+
 
 class DataFile(NamedTuple):
     """Name of a gzipped file, its published SHA-256 hash, and the SHA-256 hash of its decompressed content."""
@@ -55,6 +57,11 @@ class FileStatus(NamedTuple):
     status: str
     expected: str
     found: str | None
+
+
+def is_offline() -> bool:
+    """Return whether the environment variable FASTMLP_OFFLINE forbids connections: it is set, and does not mean "no"."""
+    return os.environ.get("FASTMLP_OFFLINE", "").lower() not in NOT_OFFLINE
 
 
 def data_folder(data_dir: str | Path | None = None) -> Path:
@@ -112,15 +119,15 @@ def download(entry: DataEntry, file: DataFile, folder: Path, progress: bool, fou
 
     Raises
     ------
-    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE is set
+    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE forbids downloading it
     DataError : the folder cannot be written
     """
     import pooch
     import requests
 
     remedy = f"{found}copy the files to {folder}, or set FASTMLP_DATA to the folder that contains {entry.folder}"
-    if os.environ.get("FASTMLP_OFFLINE", "") not in ("", "0"):
-        raise UnavailableError(f"{file.name} is missing and FASTMLP_OFFLINE forbids downloading it; {remedy}")
+    if is_offline():
+        raise UnavailableError(f"{file.name} is missing or damaged, and FASTMLP_OFFLINE forbids downloading it; {remedy}")
     tried = []
     with _part_file(folder, file.name) as part:
         for url in (mirror + file.name for mirror in entry.mirrors):

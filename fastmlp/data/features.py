@@ -53,6 +53,10 @@ class Extractor(Protocol):
     """A network that extracts features from images, such as `fastmlp.cnn.extractor.Extractor`."""
 
     @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Shape (height, width, channels) of an image."""
+
+    @property
     def width(self) -> int:
         """Number of features per image."""
 

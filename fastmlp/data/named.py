@@ -197,7 +197,7 @@ def fetch_data(name: str, data_dir: str | Path | None = None, progress: bool = F
 
     Raises
     ------
-    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE=1 forbids downloading
+    UnavailableError : no mirror has the file, or FASTMLP_OFFLINE forbids downloading it
     DataError : an unknown name, a folder that cannot be written, or a damaged decompressed file, which is never replaced
 
     >>> fetch_data("digits")

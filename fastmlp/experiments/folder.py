@@ -20,7 +20,7 @@ from fastmlp.files import RESTORE, converted, file_sha256, make_folders, read_js
 from fastmlp.files.locks import held, locked_folder, sweep, unfinished
 from fastmlp.files.reading import entries, exists, file_errors, files_matching, is_file, is_folder, modified
 from fastmlp.models.file import check_format_version
-from fastmlp.training.result import EpochLog
+from fastmlp.training.result import EpochLog, EpochMetrics
 
 MANIFEST_NAME = "manifest.json"
 MANIFEST_FILES = ("model.safetensors", "config.toml", "result.json")
@@ -39,14 +39,48 @@ RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result 
 MANIFEST_VERSION = 1
 
 
-class EpochMetrics(msgspec.Struct):
-    """The items of a line of metrics.jsonl whose types `read_history` checks."""
+class _Images(msgspec.Struct):
+    sha256: str
 
-    epoch: int
-    loss: float | None
-    accuracy: float | None
-    val_loss: float | None
-    val_accuracy: float | None
+
+class _Extracted(msgspec.Struct):
+    images: _Images
+    settings: dict[str, Any]
+
+
+class RunData(msgspec.Struct):
+    """The items of data.json, and of "data" in result.json, that are read."""
+
+    name: str
+    sha256: str | None
+    features: int
+    classes: list[str]
+    extracted: _Extracted | None = None
+
+
+class _Settings(msgspec.Struct):
+    seed: int
+
+
+class _Network(msgspec.Struct):
+    label: str
+
+
+class StoredResult(msgspec.Struct):
+    """The items of result.json that are read, whose types are checked by `read_run_result`."""
+
+    data: RunData
+    settings: _Settings
+    network: _Network
+    parameters: int
+    best_epoch: int
+    epochs: int
+    seconds: float
+    backend: str
+    stopped: str
+    train: dict[str, Any] | None
+    validation: dict[str, Any] | None
+    test: dict[str, Any] | None
 
 
 def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, now: datetime, *, force: bool = False) -> Path:
@@ -272,10 +306,18 @@ def read_result(path: Path) -> dict[str, Any]:
     return dict(result)
 
 
+def read_run_result(folder: Path) -> dict[str, Any]:
+    """Read the file result.json of a training run; raise DataError also if an item of `StoredResult` is missing."""
+    result = read_result(folder / RESULT_NAME)
+    converted(folder / RESULT_NAME, result, StoredResult)
+    return result
+
+
 def read_data(folder: Path) -> dict[str, Any]:
-    """Read the file data.json of a run; raises the same exceptions as `read_result`."""
+    """Read the file data.json of a run; raises the same exceptions as `read_run_result`."""
     data = read_json(folder / DATA_NAME)
     check_format_version(folder / DATA_NAME, data, DATA_VERSION)
+    converted(folder / DATA_NAME, data, RunData)
     return dict(data)
 
 
@@ -285,7 +327,7 @@ def read_history(folder: Path) -> list[EpochLog]:
     rows = read_lines(path)
     epochs = [row.epoch for row in converted(path, rows, list[EpochMetrics])]
     if epochs != list(range(1, len(epochs) + 1)):
-        raise DataError(f"{path} is damaged (the epochs are not 1 to {len(epochs)}); {RESTORE}")
+        raise DataError(f"{path}: damaged (the epochs are not 1 to {len(epochs)}); {RESTORE}")
     return rows
 
 

@@ -21,7 +21,7 @@ from fastmlp.data.splits import Splits, split, training_rows
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.files import json_bytes
+from fastmlp.files import converted, json_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
 from fastmlp.training.settings import Task, make_task, prepare
@@ -138,7 +138,7 @@ def input_fields(data: Dataset) -> dict[str, Any]:
     return {
         "image_shape": tuple(data.provenance["network"]["image_shape"]),
         "extractor": data.extractor,
-        "image_stats": None if stats is None else ImageStats(**stats),
+        "image_stats": None if stats is None else converted(data.name, stats, ImageStats),
     }
 
 

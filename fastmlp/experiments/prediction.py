@@ -223,7 +223,8 @@ def predictions_of(model: Model, file: Path, rows: Rows, top: int | None) -> lis
 def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
     """Return a function that maps images, shape (n, pixels), to features with the extractor stored in the model.
 
-    The extractor is loaded at the first call, which raises UnavailableError if `open_extractor` is None.
+    The extractor is loaded at the first call, which raises UnavailableError if `open_extractor` is None, and DataError if the
+    extractor does not fit the model.
     """
 
     @functools.cache
@@ -234,6 +235,13 @@ def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[
             raise UnavailableError(
                 "this model takes features; pass open_extractor=fastmlp.cnn.extractor.from_bytes, or features instead of images"
             )
-        return open_extractor(model.extractor, "the model's extractor")
+        found = open_extractor(model.extractor, "the model's extractor")
+        taken = model.image_shape, model.network.sizes[0]
+        if (found.image_shape, found.width) != taken:
+            raise DataError(
+                f"the model's extractor computes {found.width} features of images of shape {found.image_shape}, but the model "
+                f"takes {taken[1]} features of images of shape {taken[0]}; train the model again"
+            )
+        return found
 
     return lambda pixels: extract_rows(extractor(), pixels)

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.sources import read_config, resolve
 from fastmlp.experiments.config.train import FIELDS, TrainConfig
 from fastmlp.experiments.folder import (
     CONFIG_NAME,
@@ -16,11 +16,10 @@ from fastmlp.experiments.folder import (
     MANIFEST_NAME,
     METRICS_NAME,
     MODELS_NAME,
-    RESULT_NAME,
     SEED_FOLDER,
     check_manifest,
     read_data,
-    read_result,
+    read_run_result,
 )
 from fastmlp.experiments.plan import RunPlan, in_memory, portable
 from fastmlp.files import read_toml
@@ -62,7 +61,7 @@ def resumed_config(folder: Path, flags: Mapping[str, Any]) -> TrainConfig:
     check_is_run(folder)
     if flags.get("out") is not None:
         raise ConfigError("out cannot be changed when a run is resumed; resume a copy of the folder instead", settings=("out",))
-    before, now = resolve({}, {}, folder / CONFIG_NAME), resolve(flags, {}, folder / CONFIG_NAME)
+    before, now = read_config(folder / CONFIG_NAME), resolve(flags, {}, folder / CONFIG_NAME)
     changed = [name for name in FIELDS if name not in RESUMABLE and getattr(now, name) != getattr(before, name)]
     if changed:
         values = ", ".join(f"{name} was {getattr(before, name)} and is now {getattr(now, name)}" for name in changed)
@@ -126,7 +125,7 @@ def start_of(plan: RunPlan, folder: Path) -> StoredCheckpoint | None:
 
 def has_ended(folder: Path) -> bool:
     """Return whether a run has all its files, and none of them could not be written."""
-    return exists(folder / MANIFEST_NAME) and read_result(folder / RESULT_NAME)["stopped"] != "failed"
+    return exists(folder / MANIFEST_NAME) and read_run_result(folder)["stopped"] != "failed"
 
 
 def check_data(plan: RunPlan, folder: Path) -> None:
@@ -202,8 +201,8 @@ def state_of(path: Path) -> RunState:
     check_is_run(folder)
     if is_finished(folder):
         check_manifest(folder)
-        return RunState(resolve({}, {}, folder / CONFIG_NAME), dict(read_result(folder / RESULT_NAME)["data"]), path, "")
-    config, data = resolve({}, {}, folder / CONFIG_NAME), read_data(folder)
+        return RunState(read_config(folder / CONFIG_NAME), dict(read_run_result(folder)["data"]), path, "")
+    config, data = read_config(folder / CONFIG_NAME), read_data(folder)
     text = f"{folder}: the run has not finished"
     if is_file(path):
         return RunState(config, data, path, text)

@@ -28,7 +28,9 @@ from fastmlp.files.reading import exists, file_errors, is_file, is_folder, libra
 Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
-MAX_TOML = 1 << 20  # bytes; a larger file contains no settings, and some contents take quadratic time
+MAX_TOML = 1 << 18  # bytes; a larger file contains no settings
+MAX_DOTS = 100  # in a key of a TOML file; tomllib takes memory for the square of their number
+MAX_DEPTH = 8  # settings have lists in a table
 RESTORE = "restore it from a backup or repeat the run"
 
 
@@ -163,8 +165,27 @@ def read_toml(path: str | os.PathLike[str], kind: type[FastMLPError] = DataError
     DataError : the file is missing, unreadable, not a regular file, or larger than `MAX_TOML`
     """
     data = read_bytes(path, MAX_TOML)
+    if any(part.count(b".") > MAX_DOTS for line in data.splitlines() for part in line.split(b"=")):
+        raise kind(f"{os.fspath(path)}: a key or a value has more than {MAX_DOTS} dots; correct the file")
     with library_errors(path, "not valid TOML", "correct the file", kind):
-        return tomllib.loads(data.decode())
+        table = tomllib.loads(data.decode())
+    check_values(path, table, kind)
+    return table
+
+
+def check_values(path: str | os.PathLike[str], table: dict[str, Any], kind: type[FastMLPError]) -> None:
+    """Raise an error of type `kind` if a table has values that no setting takes, and whose `repr` Python cannot compute.
+
+    These are values that are nested in more than `MAX_DEPTH` others, and integers of more than 64 bits.
+    """
+    level: list[Any] = [table]
+    for _ in range(MAX_DEPTH):
+        inner = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
+        if any(isinstance(value, int) and not -(2**63) <= value < 2**64 for value in inner):
+            raise kind(f"{os.fspath(path)}: an integer has more than 64 bits; correct the file")
+        level = [value for value in inner if isinstance(value, dict | list)]
+    if level:
+        raise kind(f"{os.fspath(path)}: values are nested in more than {MAX_DEPTH} others; correct the file")
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:

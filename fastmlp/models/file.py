@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import reprlib
 import warnings
 from collections.abc import Callable, Mapping
 from dataclasses import asdict, fields
@@ -127,6 +128,8 @@ def read_checkpoint(
         scaling, extractor = take_scaling(header.scaling, INPUTS, tensors), take_extractor(tensors)
         target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
         features = None if scaling is None else len(scaling.shift)
+        if header.encoding is not None and header.encoding.n_features != header.network.sizes[0]:
+            raise DataError(f"the encoding of the table has {header.encoding.n_features} features, not those of the network")
         check_description(header.network, features, header.classes, None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
@@ -255,7 +258,7 @@ def check_format_version(path: Path, found: Any, version: int) -> None:
     """
     given = found.get("format_version") if isinstance(found, dict) else None
     if type(given) is not int or given != version:  # True and 1.0 are equal to 1
-        found_version = "no format version" if given is None else f"format version {given}"
+        found_version = "no format version" if given is None else f"format version {reprlib.repr(given)}"
         raise DataError(f"{path}: {found_version}, but this version of fastmlp reads format version {version}; repeat the run")
 
 

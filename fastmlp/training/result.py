@@ -6,6 +6,7 @@ import statistics
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+import msgspec
 import numpy as np
 
 from fastmlp._summary import cell, first_and_last, summary_html, summary_text, table_html, table_text
@@ -31,6 +32,16 @@ STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words, fol
     "diverged": "diverged after epoch {}",
     "failed": "stopped after epoch {}, because a file could not be written",
 }
+
+
+class EpochMetrics(msgspec.Struct):
+    """The items of an entry of the history whose types are checked when it is read from a file."""
+
+    epoch: int
+    loss: float | None
+    accuracy: float | None
+    val_loss: float | None
+    val_accuracy: float | None
 
 
 class History(list[EpochLog]):

@@ -23,7 +23,7 @@ from fastmlp.bench.rounds import Disagreement
 from fastmlp.data.download import present
 from fastmlp.data.named import DATASETS
 from fastmlp.engines.cuda.kernels.programs import KERNELS
-from fastmlp.errors import FastMLPError
+from fastmlp.errors import FastMLPError, UnavailableError
 from fastmlp.files import read_json
 
 pytestmark = pytest.mark.full
@@ -160,6 +160,13 @@ def test_a_folder_that_is_too_large_is_an_error(tmp_path: Path, monkeypatch: pyt
     monkeypatch.setattr(carry, "LARGEST", 11_000)
     with pytest.raises(SystemExit, match="the total is more than 0 MiB"):
         carry.main()
+
+
+def test_offline_no_wheels_are_downloaded(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("FASTMLP_OFFLINE", "1")
+    with pytest.raises(UnavailableError, match="FASTMLP_OFFLINE forbids"):
+        carry.carry_wheels(tmp_path / "wheels")
+    assert not (tmp_path / "wheels").exists()
 
 
 def test_every_recorded_kernel_exists() -> None:

@@ -175,7 +175,7 @@ def test_offline_forbids_downloads_but_not_existing_files(server, tiny, tmp_path
     tiny(f"{server}/good/")
     monkeypatch.setenv("FASTMLP_OFFLINE", "1")
     text = message(UnavailableError, load_data, "tiny", tmp_path)
-    assert "train-images.gz is missing and FASTMLP_OFFLINE forbids" in text and "FASTMLP_DATA" in text
+    assert "train-images.gz is missing or damaged, and FASTMLP_OFFLINE forbids" in text and "FASTMLP_DATA" in text
     assert not (tmp_path / "Tiny").exists()
     monkeypatch.setenv("FASTMLP_OFFLINE", "0")
     load_data("tiny", tmp_path)

@@ -7,6 +7,7 @@ import errno
 import os
 import re
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
@@ -15,7 +16,7 @@ import pytest
 from fastmlp import Model, Network, load_data
 from fastmlp.errors import DataError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.prediction import predict_files
+from fastmlp.experiments.prediction import input_maker, predict_files
 from fastmlp.experiments.training_run import run_training
 from fastmlp.reports.predictions import as_csv, as_lines
 
@@ -271,3 +272,17 @@ def test_one_bad_file_gives_no_answer_at_all(digits_run: Path, tmp_path: Path) -
     (tmp_path / "b.png").write_text("not an image")
     with pytest.raises(DataError, match=r"b\.png"):
         predict(digits_run, tmp_path / "a.png", tmp_path / "b.png")
+
+
+@pytest.mark.parametrize(("shape", "width"), [((8, 4, 2), 4), ((8, 8, 1), 5), ((10**6, 10**6, 3), 4)])
+def test_an_extractor_that_does_not_fit_the_model_is_refused(shape: tuple[int, int, int], width: int) -> None:
+    """The extractor in a model file can come from a stranger; before it computes anything, its sizes are checked."""
+    network = Network((4, 2))
+    model = Model(network, network.initial_parameters(seed=0), classes=("a", "b"), image_shape=(8, 8, 1), extractor=b"bytes")
+    fits = SimpleNamespace(image_shape=(8, 8, 1), width=4, features=lambda pixels, device: np.asarray(pixels[:, :4]))
+    pixels = np.ones((3, 64), np.float32)
+    assert input_maker(model, lambda data, name: fits)(pixels).shape == (3, 4)  # type: ignore[arg-type, return-value]
+    other = SimpleNamespace(image_shape=shape, width=width)
+    message = rf"computes {width} features of images of shape .*, but the model takes 4 features of images of shape \(8, 8, 1\)"
+    with pytest.raises(DataError, match=message):
+        input_maker(model, lambda data, name: other)(pixels)  # type: ignore[arg-type, return-value]

@@ -5,8 +5,6 @@ from __future__ import annotations
 import json
 import pickle
 import struct
-import subprocess
-import sys
 from pathlib import Path
 from typing import Any
 
@@ -253,7 +251,7 @@ BAD_HEADERS: dict[str, tuple[dict[str, Any], str]] = {
     "version missing": ({"format_version": ...}, "no format version, "),
     "version as true": ({"format_version": True}, "format version True, "),
     "version as float": ({"format_version": 1.0}, "format version 1.0, "),
-    "version as text": ({"format_version": "one"}, "format version one, "),
+    "version as text": ({"format_version": "one"}, "format version 'one', "),
     "unknown field": ({"colour": "red"}, UNREADABLE),
     "network missing": ({"network": ...}, UNREADABLE),
     "network of another type": ({"network": [4, 3, 2]}, UNREADABLE),
@@ -378,42 +376,3 @@ def test_a_file_that_is_too_large_is_rejected_unread(tmp_path: Path) -> None:
     with (tmp_path / "a").open("wb") as file:
         file.truncate(17 << 30)  # a sparse file, which needs no disk space
     refused(tmp_path / "a", "bytes")
-
-
-# ------------------------------------------------------------------------------------------------ no pickle
-
-AUDIT = """
-import sys
-import numpy, msgspec, safetensors.numpy, fastmlp.models.file, fastmlp.models.model, fastmlp.reference
-seen = []
-sys.addaudithook(lambda event, args: seen.append(event) if event.startswith(("pickle", "marshal.loads", "exec")) else None)
-kind, path = sys.argv[1:]
-if kind == "model":
-    model = fastmlp.models.model.load(path, backend="numpy")
-    model.predict(numpy.zeros((2, 4), numpy.float32))
-    print(model.classes)
-else:
-    import pickle
-    with open(path, "rb") as file:
-        pickle.load(file)
-print(",".join(sorted({event for event in seen if event.startswith("pickle")})) or "no pickle")
-"""
-
-
-def audit(kind: str, path: Path) -> list[str]:
-    done = subprocess.run(
-        [sys.executable, "-c", AUDIT, kind, str(path)], capture_output=True, text=True, check=True, timeout=60
-    )
-    return done.stdout.splitlines()
-
-
-@pytest.mark.full
-def test_loading_does_not_unpickle(tmp_path: Path) -> None:
-    make_model().save(tmp_path / "a")
-    assert audit("model", tmp_path / "a") == ["('no', 'yes')", "no pickle"]
-
-
-@pytest.mark.full
-def test_the_audit_detects_a_pickle(tmp_path: Path) -> None:
-    (tmp_path / "a").write_bytes(pickle.dumps(NETWORK))
-    assert audit("pickle", tmp_path / "a") == ["pickle.find_class"]

@@ -17,6 +17,7 @@ from typing import Any, TextIO
 import click
 
 from fastmlp.commands import SIGNAL_CODE
+from fastmlp.commands.common.offline import forbid_connections
 from fastmlp.errors import ConfigError, DataError, printable
 
 Function = Callable[..., Any]
@@ -185,10 +186,11 @@ def warn(
 
 
 def prepare_process() -> None:
-    """Configure streams, matplotlib, warnings and garbage collection. Called once, before the program runs."""
+    """Configure streams, connections, matplotlib, warnings and garbage collection. Called once, before the program runs."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")  # a file name may not be encodable
+    forbid_connections()
     # The kernel of a notebook exports the name of its backend, with which matplotlib cannot be imported in other environments.
     os.environ["MPLBACKEND"] = "agg"
     warnings.showwarning = warn

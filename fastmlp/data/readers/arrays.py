@@ -11,6 +11,7 @@ import json
 import math
 import mmap
 import os
+import sys
 import zipfile
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
@@ -113,6 +114,7 @@ def map_npy(path: Path) -> npt.NDArray[Any]:
         shape, fortran, dtype = read_header(path, stream, os.fstat(stream.fileno()).st_size)
         with library_errors(path, "cannot be mapped into memory", "save the array again"):
             array = np.memmap(stream, dtype, "r", stream.tell(), shape, "F" if fortran else "C")
+    check_text(path, array)
     pages: Any = array.base  # the mmap object
     if hasattr(mmap, "MADV_RANDOM") and array.nbytes > READ_AHEAD_SHARE * os.sysconf("SC_PHYS_PAGES") * mmap.PAGESIZE:
         pages.madvise(mmap.MADV_RANDOM)  # MADV_RANDOM does not exist on Windows
@@ -222,7 +224,17 @@ def npz_array(path: Path, archive: NpzFile, name: str) -> npt.NDArray[Any]:
     with library_errors(place, "cannot be read", UNREADABLE):
         with archive.zip.open(member) as stream:
             read_header(place, stream, member.file_size)
-        return np.asarray(archive[name])
+        array = np.asarray(archive[name])
+    check_text(place, array)
+    return array
+
+
+def check_text(place: str | Path, array: npt.NDArray[Any]) -> None:
+    """Raise DataError if an array of text has values that are no Unicode characters; NumPy stores 32 bits per character."""
+    if array.dtype.kind == "U" and array.size:
+        codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
+        if codes.max() > sys.maxunicode:
+            raise DataError(f"{place}: text with values that are no Unicode characters; save the array again")
 
 
 def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
@@ -251,7 +263,7 @@ def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:
     found: dict[str, Any] = {key: tensors[name] for key, name in names.items()}
     found |= {"provenance": metadata.get("provenance"), "classes": class_names(path, metadata.get("classes"))}
     locations = {key: SourceLocation(f"{path}: tensor {name!r}") for key, name in names.items()}
-    locations["classes"] = SourceLocation(f"{path}: 'classes' in the metadata", "name")
+    locations |= {key: SourceLocation(f"{path}: {key!r} in the metadata", "name") for key in ("classes", "provenance")}
     return RawArrays(**found, locations=locations, notes=notes)
 
 

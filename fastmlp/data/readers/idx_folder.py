@@ -33,6 +33,7 @@ NAMES = {"x": "train-images", "y": "train-labels", "x_test": "t10k-images", "y_t
 DIMS = {"x": (2, 3, 4), "y": (1, 2), "x_test": (2, 3, 4), "y_test": (1, 2)}
 QMNIST_COLUMNS = 8  # columns of the labels of QMNIST: the class, then the origin of the image in NIST's database
 MAPPING_LINE = re.compile(r"\s*\d{1,9}(\s+\d{1,9})+\s*", re.ASCII)
+MAX_MAPPING = 1 << 20  # bytes of a mapping file; that of EMNIST has 62 lines
 LISTED = 12  # maximum number of files that an error message lists
 
 
@@ -238,7 +239,7 @@ def read_mapping(path: Path) -> tuple[npt.NDArray[np.int64], list[str]]:
         contain
     """
     labels, names, numbers = [], [], []
-    lines = read_bytes(path).decode("latin-1").splitlines()
+    lines = read_bytes(path, MAX_MAPPING).decode("latin-1").splitlines()
     for number, line in enumerate(lines, start=1):
         if not line.strip():
             continue

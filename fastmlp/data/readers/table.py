@@ -224,10 +224,12 @@ def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
     problem, remedy = "not a readable Parquet file", "create it again"
     with library_errors(path, problem, remedy), pyarrow.parquet.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
-        groups = [metadata.row_group(number) for number in range(metadata.num_row_groups)]
-        values = sum(group.column(number).num_values for group in groups for number in range(group.num_columns))
-        claimed = max(CELL * values, sum(group.total_byte_size for group in groups))
+        # The metadata of a column are not used: pyarrow ends the process if they are damaged.
+        sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
+        claimed = max(CELL * metadata.num_rows * metadata.num_columns, sum(sizes))
     check_claim(path, claimed, size_of(path))
+    if nested := [field for field in schema if pyarrow.types.is_nested(field.type)]:  # their claims are not known
+        raise DataError(f"{path}: column {nested[0].name!r} {not_a_value(nested[0].type)}")
     index = pandas_index(schema.metadata or {})
     chosen = [name for name in schema.names if name not in index]
     names = check_names(path, chosen)
@@ -308,9 +310,12 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
     except Exception as error:
         if dialect is not None:
             row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
-        reason = f"has the type {kind}, which is neither numbers nor text; convert or drop it"
-        raise DataError(f"{path}: column {name!r} {reason}") from error
+        raise DataError(f"{path}: column {name!r} {not_a_value(kind)}") from error
     return trimmed if text else numbers_if_possible(trimmed, path, name, dialect)
+
+
+def not_a_value(kind: pa.DataType) -> str:
+    return f"has the type {kind}, which is neither numbers nor text; convert or drop it"
 
 
 def numbers_if_possible(texts: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | None) -> pa.ChunkedArray:

@@ -5,16 +5,17 @@ train.py and extract.py define the settings.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from fastmlp.errors import ConfigError, unknown_name
+from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.fields import ParamType
 from fastmlp.experiments.config.names import NOT_IN_VARIABLES, setting_synonyms
 from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, fields_of
-from fastmlp.files import read_toml
+from fastmlp.files import RESTORE, read_toml
 from fastmlp.files.reading import exists
 
 Chosen = TypeVar("Chosen", bound=DataSettings)
@@ -112,6 +113,27 @@ def read_environment(environment: Mapping[str, str], types: ParamTypes) -> dict[
         origin[name] = key
         settings[name] = types[name].value(key, environment[key], text=True)
     return settings
+
+
+def read_config(path: Path) -> TrainConfig:
+    """Read the settings of a run from the file that it wrote.
+
+    Raises
+    ------
+    DataError : the file is missing or damaged, or another version of fastmlp has written it
+    """
+    read_toml(path)  # for its errors
+    with stored_settings(path):
+        return resolve({}, {}, path)
+
+
+@contextmanager
+def stored_settings(path: Path) -> Iterator[None]:
+    """Context manager that converts a ConfigError to a DataError, because the settings are those of a file of a run."""
+    try:
+        yield
+    except ConfigError as error:
+        raise DataError(f"{path}: cannot be used ({error}); {RESTORE}") from error
 
 
 def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:

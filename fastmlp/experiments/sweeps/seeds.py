@@ -12,7 +12,15 @@ import msgspec
 
 from fastmlp.errors import DivergedError
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import METRICS_NAME, RESULT_NAME, RESULT_VERSION, SEED_FOLDER, read_result, run_folder
+from fastmlp.experiments.folder import (
+    METRICS_NAME,
+    RESULT_NAME,
+    RESULT_VERSION,
+    SEED_FOLDER,
+    read_result,
+    read_run_result,
+    run_folder,
+)
 from fastmlp.experiments.plan import RunPlan, Say, make_plan
 from fastmlp.experiments.result import CURVES_NAME
 from fastmlp.experiments.resume import Resume
@@ -81,7 +89,7 @@ def run_seeds(
         say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {count} seeds")
         runs = [NamedRun(f"seed {seed}", one, folder / f"{SEED_FOLDER}{seed}") for seed, one in zip(seeds, plans, strict=True)]
         signal = train_in_parallel(runs, config.threads, say, resume=resume, strict=strict)
-        results = {run.name: read_result(run.folder / RESULT_NAME) for run in runs if exists(run.folder / RESULT_NAME)}
+        results = {run.name: read_run_result(run.folder) for run in runs if exists(run.folder / RESULT_NAME)}
         if not results and not signal:
             raise DivergedError("training diverged in the first epoch with all seeds", settings=("lr",))
         result = summarize(results.values(), folder)

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 import msgspec
 
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.experiments.config.sources import resolve
+from fastmlp.experiments.config.sources import read_config, stored_settings
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.folder import (
     CONFIG_NAME,
@@ -20,14 +20,15 @@ from fastmlp.experiments.folder import (
     RESULT_NAME,
     SEED_FOLDER,
     TIMINGS_NAME,
+    RunData,
     check_manifest,
     read_data,
     read_history,
-    read_result,
+    read_run_result,
 )
 from fastmlp.experiments.resume import check_is_run, is_finished, seeds_in
 from fastmlp.experiments.sweeps.seeds import SEEDS_NAME, read_seeds
-from fastmlp.files import RESTORE, converted, read_lines, read_toml
+from fastmlp.files import converted, read_lines
 from fastmlp.files.reading import entries, exists, is_folder, real_path
 from fastmlp.training.monitor import best_epoch
 from fastmlp.training.result import EpochLog
@@ -40,13 +41,27 @@ class EpochTimings(msgspec.Struct):
     eval_seconds: float
 
 
-class RunData(msgspec.Struct):
-    """The items of data.json that are read."""
+class MacroFigures(msgspec.Struct):
+    """The macro average of a split in result.json."""
 
-    name: str
-    sha256: str | None
-    features: int
-    classes: list[str]
+    f1: float
+
+
+class ClassFigures(msgspec.Struct):
+    """The metrics of a classifier on a split in result.json that are compared."""
+
+    accuracy: float
+    loss: float | None
+    macro: MacroFigures
+
+
+class ValueFigures(msgspec.Struct):
+    """The metrics of a regression on a split in result.json that are compared."""
+
+    r2: float | None
+    mae: float
+    mse: float
+    loss: float | None
 
 
 class StoredRun(NamedTuple):
@@ -160,26 +175,27 @@ def read_run(folder: Path, split: str) -> StoredRun:
     if not is_finished(folder):
         return read_unfinished(folder, split)
     check_manifest(folder, (CONFIG_NAME, RESULT_NAME))
-    result = read_result(folder / RESULT_NAME)
+    result = read_run_result(folder)
     data = converted(folder / RESULT_NAME, result["data"], RunData)
     names = ("parameters", "best_epoch", "epochs", "seconds", "backend", "stopped")
     row = {"network": result["network"]["label"], **{name: result[name] for name in names}, "finished": True}
-    metrics = {} if result[split] is None else metrics_of(result[split])
-    return StoredRun(read_config(folder), data, read_history(folder), metrics, row)
+    metrics = {} if result[split] is None else metrics_of(folder / RESULT_NAME, result[split])
+    return StoredRun(read_config(folder / CONFIG_NAME), data, read_history(folder), metrics, row)
 
 
 def read_unfinished(folder: Path, split: str) -> StoredRun:
     """Read a run that is still training, or was killed: the epochs so far, and the metrics of the best of them."""
-    config, data = read_config(folder), converted(folder / DATA_NAME, read_data(folder), RunData)
+    config, data = read_config(folder / CONFIG_NAME), converted(folder / DATA_NAME, read_data(folder), RunData)
     history = read_history(folder) if exists(folder / METRICS_NAME) else []
     validated = [row for row in history if row["val_loss"] is not None]
-    best = best_epoch(validated or history, config.settings(), bool(validated))
+    with stored_settings(folder / CONFIG_NAME):
+        best = best_epoch(validated or history, config.settings(), bool(validated))
+        # The number of targets of a regression is not stored before the end of the run.
+        network = config.network(data.features, len(data.classes)) if data.classes else None
     metrics = {}
     if split == "validation" and validated:
         names = ("accuracy", "loss") if data.classes else ("loss",)
         metrics = {name: history[best - 1][f"val_{name}"] for name in names}
-    # The number of targets of a regression is not stored before the end of the run.
-    network = config.network(data.features, len(data.classes)) if data.classes else None
     row = {
         "network": network and network.label,
         "parameters": network and network.parameters,
@@ -200,17 +216,13 @@ def read_seconds(path: Path) -> float | None:
     return sum(row.seconds + row.eval_seconds for row in converted(path, read_lines(path), list[EpochTimings]))
 
 
-def read_config(folder: Path) -> TrainConfig:
-    """Read the settings of a run; raise DataError if they are missing or damaged, or are those of another version."""
-    read_toml(folder / CONFIG_NAME)  # for its errors
-    try:
-        return resolve({}, {}, folder / CONFIG_NAME)
-    except ConfigError as error:
-        raise DataError(f"{folder / CONFIG_NAME} cannot be used ({error}); {RESTORE}") from error
+def metrics_of(path: Path, figures: Mapping[str, Any]) -> dict[str, float | None]:
+    """Return the metrics to compare from those of a split in result.json; raise DataError if one is missing.
 
-
-def metrics_of(figures: Mapping[str, Any]) -> dict[str, float | None]:
-    """Return the metrics to compare from those of a split in result.json."""
+    path : the file, for error messages
+    """
     if "accuracy" in figures:
-        return {"accuracy": figures["accuracy"], "loss": figures["loss"], "macro_f1": figures["macro"]["f1"]}
-    return {"r2": figures["r2"], "mae": figures["mae"], "rmse": math.sqrt(figures["mse"]), "loss": figures["loss"]}
+        found = converted(path, figures, ClassFigures)
+        return {"accuracy": found.accuracy, "loss": found.loss, "macro_f1": found.macro.f1}
+    values = converted(path, figures, ValueFigures)
+    return {"r2": values.r2, "mae": values.mae, "rmse": math.sqrt(values.mse), "loss": values.loss}

@@ -79,6 +79,8 @@ def check_same(stored: StoredCheckpoint, task: Task, data: str) -> None:
             f"{where}: the settings of a training run cannot be changed when it is resumed: {'; '.join(changed)}. "
             "Use the same settings, or start a new run with another folder"
         )
+    if len(stored.checkpoint.state.slots) != len(task.settings.optimizer.slots):
+        raise DataError(f"{where}: its slots are not those of the optimizer; start a new run with another folder")
     digests = activation_digests(task)
     if names := [name for name in digests if digests[name] != record.activations.get(name)]:
         raise ConfigError(f"{where}: the code of the activation {names[0]!r} has changed; restore it, or start a new run")

@@ -14,6 +14,7 @@ The state of early stopping and of the learning-rate schedule is not stored, bec
 from __future__ import annotations
 
 import warnings
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -23,12 +24,12 @@ import numpy.typing as npt
 
 from fastmlp.engines.base import RowMetrics, State
 from fastmlp.errors import DataError, printable
-from fastmlp.files import converted, decoded, json_bytes
+from fastmlp.files import RESTORE, converted, decoded, json_bytes
 from fastmlp.files.reading import is_folder
 from fastmlp.models import file
-from fastmlp.models.file import CHECKPOINTS_NAME, check_format_version, files_in
+from fastmlp.models.file import CHECKPOINTS_NAME, TRAINING, check_format_version, files_in
 from fastmlp.models.model import Model
-from fastmlp.training.result import EpochLog, History
+from fastmlp.training.result import EpochLog, EpochMetrics, History
 
 VERSION = 1
 
@@ -113,12 +114,38 @@ def read(path: Path) -> StoredCheckpoint:
     found = decoded(path, text)
     check_format_version(path, found, VERSION)
     record = converted(path, found, Record)
+    converted(path, record.history, list[EpochMetrics])
+    model = Model(**fields)
+    check_tensors(path, model, record, tensors)
     state = State(tensors["parameters"], tensors["slots"], record.step)
     partial = None
     if record.partial is not None:
+        converted(path, record.partial, PartialFields)
         partial = PartialEpoch(RowMetrics(tensors["loss"], tensors["correct"]), **record.partial)
-    model = Model(**fields)
     return StoredCheckpoint(path, Checkpoint(state, model, record.best_epoch, History(record.history), partial), record)
+
+
+class PartialFields(msgspec.Struct):
+    """The fields of a `PartialEpoch` that are stored as JSON."""
+
+    steps: list[dict[str, Any]]
+    since: int
+    seconds: float
+    eval_seconds: float
+
+
+def check_tensors(path: Path, model: Model, record: Record, tensors: Mapping[str, npt.NDArray[Any]]) -> None:
+    """Raise DataError unless the tensors of a checkpoint have the dtypes and shapes in the docstring of this module."""
+    missing = np.empty(0)
+    size, slots = len(model.parameters), len(np.atleast_1d(tensors["slots"]))
+    wanted: dict[str, tuple[str, tuple[int, ...]]] = {"parameters": ("f", (size,)), "slots": ("f", (slots, size))}
+    if record.partial is not None:
+        rows = np.atleast_1d(tensors.get("loss", missing)).shape[:1]
+        wanted |= {"loss": ("f", rows), "correct": ("b", rows)}
+    for name, (kind, shape) in wanted.items():
+        found = tensors.get(name, missing)
+        if found.dtype.kind != kind or found.shape != shape:
+            raise DataError(f"{path}: the tensor {TRAINING}{name} is missing, or has a wrong dtype or shape; {RESTORE}")
 
 
 def files_of(folder: Path) -> list[Path]:

@@ -1,11 +1,8 @@
-"""Tests of the key and the folder of the kernel cache; test_cache.py tests the cache in real processes."""
+"""Tests of the key of the kernel cache, and of the path of its folder."""
 
 from __future__ import annotations
 
 import ast
-import errno
-import fcntl
-import os
 import shutil
 import sys
 from pathlib import Path
@@ -16,16 +13,7 @@ import pytest
 import fastmlp
 from fastmlp.engines.cpu.codegen import cache
 from fastmlp.engines.cuda import compiler
-from fastmlp.engines.kernel_cache import (
-    UnsafeFolder,
-    cache_folder,
-    check_private,
-    read_entry,
-    sources_hash,
-    sources_of,
-    write_entry,
-    writing,
-)
+from fastmlp.engines.kernel_cache import cache_folder, sources_hash, sources_of
 
 PACKAGE = Path(fastmlp.__file__).parent
 
@@ -112,7 +100,7 @@ def test_a_new_file_in_a_hashed_folder_changes_the_key_without_being_listed(tmp_
         sources_hash(("kernel",), "", tmp_path)
 
 
-# ------------------------------------------------------------------------------------------------ folders
+# ------------------------------------------------------------------------------------------------ path
 
 
 def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
@@ -129,52 +117,3 @@ def test_the_folder_is_named_by_the_environment(monkeypatch: pytest.MonkeyPatch,
     if sys.platform.startswith("linux"):
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "xdg"))
         assert cache_folder() == tmp_path / "xdg" / "fastmlp" / "kernels"
-
-
-def test_which_folders_are_private(tmp_path: Path) -> None:
-    folder = tmp_path / "kernels"
-    folder.mkdir()
-    for mode in (0o700, 0o500, 0o755, 0o711):
-        folder.chmod(mode)
-        check_private(folder)
-    for mode in (0o720, 0o702, 0o777, 0o1777):
-        folder.chmod(mode)
-        with pytest.raises(UnsafeFolder, match="is writable by other users"):
-            check_private(folder)
-    folder.chmod(0o700)
-    (tmp_path / "file").touch()
-    (tmp_path / "link").symlink_to(folder)
-    for other in (tmp_path / "file", tmp_path / "link"):
-        with pytest.raises(UnsafeFolder, match="not a folder"):
-            check_private(other)
-
-
-# ------------------------------------------------------------------------------------------------ left-over files
-
-
-def test_writing_an_entry_removes_the_temporary_files_of_killed_processes(tmp_path: Path) -> None:
-    folder = tmp_path / "kernels"
-    write_entry(folder / "a.kernel", b"a")
-    left = [folder / "tmpabcd1234.tmp", folder / "tmp_x.tmp"]
-    for path in left:
-        path.touch()
-    with writing(folder):  # removes them; held, as by another process that is writing an entry
-        assert [path.name for path in folder.iterdir()] == ["a.kernel"]
-        left[0].touch()
-        write_entry(folder / "b.kernel", b"b")
-        assert left[0].exists()
-    write_entry(folder / "c.kernel", b"c")
-    assert sorted(path.name for path in folder.iterdir()) == ["a.kernel", "b.kernel", "c.kernel"]
-    assert [read_entry(folder / f"{name}.kernel") for name in "abc"] == [b"a", b"b", b"c"]
-
-
-def test_without_locks_temporary_files_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def flock(descriptor: int, flags: int) -> None:
-        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
-
-    monkeypatch.setattr(fcntl, "flock", flock)
-    tmp_path.chmod(0o700)
-    (tmp_path / "tmp_x.tmp").touch()
-    write_entry(tmp_path / "a.kernel", b"a")
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["a.kernel", "tmp_x.tmp"]
-    assert read_entry(tmp_path / "a.kernel") == b"a"

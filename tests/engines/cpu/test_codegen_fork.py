@@ -141,7 +141,7 @@ def test_where_it_cannot_work_it_is_compiled_here(
         (tmp_path / "file").touch()
         kernel._cache.cache_path = str(tmp_path / "file" / "kernels")
     if why == "only to be read":
-        monkeypatch.setattr(os, "access", lambda path, mode: mode != os.W_OK)  # root may write everywhere
+        monkeypatch.setattr(os, "access", lambda path, mode, **more: mode != os.W_OK)  # root may write everywhere
     if why == "not Linux":
         monkeypatch.setattr(sys, "platform", "darwin")
     if why == "no more processes":

@@ -98,9 +98,9 @@ def test_a_second_ctrl_c_ends_compiling_at_once() -> None:
 def test_a_signal_while_a_kernel_is_written_takes_effect_afterwards(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     rename = os.replace
 
-    def replace(source: Any, target: Any) -> None:
+    def replace(source: Any, target: Any, **folders: int) -> None:
         signal.raise_signal(signal.SIGINT)
-        rename(source, target)
+        rename(source, target, **folders)
 
     monkeypatch.setattr(os, "replace", replace)
     with pytest.raises(KeyboardInterrupt):
