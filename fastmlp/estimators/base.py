@@ -308,4 +308,7 @@ class BaseMLP(CallbackSupportMixin, BaseEstimator, ABC):
         """
         check_is_fitted(self)
         names = tuple(map(str, self.classes_)) if self.out_activation_ == "softmax" else ()
-        return replace(self._model(), classes=names)
+        model = self._model()
+        if model.classes != names:
+            self._kept.model = model = replace(model, classes=names)
+        return model
