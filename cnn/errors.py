@@ -12,6 +12,11 @@ from collections.abc import Iterator, Sequence
 MAX_REASON = 200  # characters of the message of another library in an error message
 
 
+def escaped(text: str) -> str:
+    """Return a text whose control characters and line breaks are replaced by escape sequences."""
+    return "".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in text)
+
+
 class CNNError(Exception):
     """Base class of the exceptions of the feature extractor.
 
@@ -25,7 +30,7 @@ class CNNError(Exception):
     exit_code = 2
 
     def __init__(self, message: str = "", *, settings: Sequence[str] = ()) -> None:
-        super().__init__("".join(one if one.isprintable() else one.encode("unicode_escape").decode() for one in message))
+        super().__init__(escaped(message))
         self.settings = tuple(settings)
 
 
@@ -57,7 +62,7 @@ def reason(error: Exception) -> str:
     >>> reason(KeyError("x")), reason(ValueError("not a\\n number")), reason(MemoryError())
     ("KeyError: 'x'", 'not a number', 'MemoryError')
     """
-    text = " ".join((getattr(error, "strerror", None) or str(error)).split())
+    text = escaped(" ".join((getattr(error, "strerror", None) or str(error)).split()))
     if " " not in text:
         text = f"{type(error).__name__}: {text}" if text else type(error).__name__
     return text if len(text) <= MAX_REASON else text[:MAX_REASON] + "…"

@@ -240,9 +240,9 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
             outcome = outcome_of(error, path, target.names_file)
     grown = peak_bytes() - before
     if outcome.kind in (READ, REFUSED):
-        # Libraries may warn about a damaged file that they can read. Warnings of fastmlp are RuntimeWarnings.
+        # Other warnings, such as those of libraries about damaged files that they can read, are for the user.
         ours = [one for one in caught if PACKAGE in Path(one.filename).parents]
-        unexpected = [one for one in ours if not issubclass(one.category, RuntimeWarning)]
+        unexpected = [one for one in ours if not issubclass(one.category, RuntimeWarning | UserWarning)]
         if grown > 2 * size + SPARE_BYTES + UNPACKED_BYTES * target.expands:
             outcome = outcome._replace(kind=MEMORY, error="")
         elif watch.found:

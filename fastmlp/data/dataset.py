@@ -236,6 +236,8 @@ def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, Sourc
             )
         found["validation"] = chosen.astype(np.int64)
     if arrays.extractor is not None:  # without an extractor, an array called provenance was not written by fastmlp
+        if arrays.provenance is None:
+            raise DataError(f"{locations['extractor'].text} is given without provenance; extract the features again")
         found["provenance"] = _provenance(arrays.provenance, locations["provenance"])
         extractor = np.asarray(arrays.extractor)
         if extractor.dtype != np.uint8 or extractor.ndim != 1:
