@@ -13,8 +13,8 @@ from pathlib import Path
 
 import atheris
 
-# Packages whose Python code is instrumented when they are imported. Atheris cannot select a part of a package. PyTorch is imported
-# without it, because this would take minutes.
+# Packages whose Python code is instrumented when they are imported. Atheris cannot select a part of a package. PyTorch is
+# imported without it, because this would take minutes.
 INSTRUMENTED = ["fastmlp", "numpy", "PIL", "tomllib", "zipfile", "gzip", "csv", "json"]
 
 with atheris.instrument_imports(include=INSTRUMENTED):

@@ -9,7 +9,7 @@ from typing import Any
 
 import tomli_w
 
-from benchmarks.fuzz.mutators import DEPTHS, NUMBERS, TEXT, WORDS, Malformed, Mutator, Random, apply, encoded
+from benchmarks.fuzz.mutators import DEPTHS, NUMBERS, TEXT, WORDS, Malformed, Mutator, Random, apply, check_depth, encoded
 
 RAW = "RAW{}WAR"  # placeholder of a text that json.dumps and tomli_w cannot write
 VALUES: tuple[Any, ...] = (
@@ -113,7 +113,7 @@ def changed(value: Any, texts: Texts, rng: Random) -> Any:
 def json_text(text: str, rng: Random) -> str:
     """Return a mutant of a JSON text as text, whose surrogates are escaped."""
     texts = Texts()
-    value = json.loads(text)
+    value = json.loads(check_depth(text.encode()))
     for _ in range(rng.choice((1, 1, 2))):
         value = changed(value, texts, rng)
     result = texts.replaced(json.dumps(value))
@@ -147,7 +147,7 @@ def mutate_lines(data: bytes, rng: Random) -> bytes:
 def mutate_toml(data: bytes, rng: Random) -> bytes:
     """Change a value, a key or a type in a TOML document."""
     texts = Texts()
-    document = tomli_w.dumps(changed(tomllib.loads(data.decode()), texts, rng))
+    document = tomli_w.dumps(changed(tomllib.loads(check_depth(data).decode()), texts, rng))
     return encoded(texts.replaced(document))
 
 

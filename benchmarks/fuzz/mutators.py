@@ -48,23 +48,19 @@ LONGEST = 1 << 20  # bytes of a mutant; larger ones are truncated
 
 
 # Exceptions of parsers of bytes that do not have the format of a mutator. SystemError: NumPy, for characters above U+10FFFF.
-ERRORS = (
-    ValueError,
-    TypeError,
-    KeyError,
-    IndexError,
-    EOFError,
-    OSError,
-    OverflowError,
-    SyntaxError,
-    RecursionError,
-    MemoryError,
-)
+ERRORS = (ValueError, TypeError, LookupError, AttributeError, EOFError, OSError, ArithmeticError, SyntaxError, MemoryError)
 ERRORS += (struct.error, zlib.error, lzma.LZMAError, zipfile.BadZipFile, RuntimeError, tokenize.TokenError, SystemError)
 
 
 class Malformed(ValueError):
     """The bytes do not have the format of a mutator."""
+
+
+def check_depth(data: bytes) -> bytes:
+    """Return the bytes; raise Malformed if it may depend on the stack whether they can be parsed, so that no mutant does."""
+    if data.count(b"[") + data.count(b"{") + data.count(b"(") > 200 or data.count(b".") > 2000:
+        raise Malformed("deeply nested")
+    return data
 
 
 def encoded(text: str) -> bytes:

@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fuzz.documents import json_text
-from benchmarks.fuzz.mutators import BYTES, TEXT, WORDS, Malformed, Mutator, Random, apply, integer
+from benchmarks.fuzz.mutators import BYTES, TEXT, WORDS, Malformed, Mutator, Random, apply, check_depth, integer
 
 DESCRIPTIONS: tuple[Any, ...] = (
     "|u1",
@@ -96,7 +96,7 @@ def parse_npy(data: bytes) -> tuple[bytes, dict[str, Any], bytes]:
     width = 2 if data[6] == 1 else 4
     start = 8 + width
     stop = start + int.from_bytes(data[8:start], "little")
-    header = ast.literal_eval(data[start:stop].decode("latin-1").strip())
+    header = ast.literal_eval(check_depth(data[start:stop]).decode("latin-1").strip())
     if not isinstance(header, dict) or not header.keys() >= {"descr", "shape"}:
         raise Malformed("no dict")
     return data[6:8], header, data[stop:]

@@ -14,7 +14,7 @@ from typing import Any
 import numpy as np
 
 from benchmarks.fuzz.documents import json_text
-from benchmarks.fuzz.mutators import BYTES, Malformed, Mutator, Random, apply, integer
+from benchmarks.fuzz.mutators import BYTES, Malformed, Mutator, Random, apply, check_depth, integer
 from fastmlp.data.readers.tensors import Tensors, tensor_bytes
 from fastmlp.models.file import digest
 
@@ -57,7 +57,7 @@ SHAPES: tuple[Any, ...] = (
 def parse_safetensors(data: bytes) -> tuple[dict[str, Any], bytes]:
     """Return the header and the values of a safetensors file."""
     (length,) = struct.unpack("<Q", data[:8])
-    header = json.loads(data[8 : 8 + length])
+    header = json.loads(check_depth(data[8 : 8 + length]))
     if not isinstance(header, dict) or not all(isinstance(one, dict) for one in header.values()):
         raise Malformed("no dict")
     return header, data[8 + length :]
