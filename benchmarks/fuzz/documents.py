@@ -147,8 +147,10 @@ def mutate_lines(data: bytes, rng: Random) -> bytes:
 def mutate_toml(data: bytes, rng: Random) -> bytes:
     """Change a value, a key or a type in a TOML document."""
     texts = Texts()
-    document = tomli_w.dumps(changed(tomllib.loads(check_depth(data).decode()), texts, rng))
-    return encoded(texts.replaced(document))
+    table = changed(tomllib.loads(check_depth(data).decode()), texts, rng)
+    if not isinstance(table, dict):
+        raise Malformed("no table")
+    return encoded(texts.replaced(tomli_w.dumps(table)))
 
 
 def mutate_toml_text(data: bytes, rng: Random) -> bytes:
