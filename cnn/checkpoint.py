@@ -96,7 +96,7 @@ def check_history(source: Source, history: Any, best_epoch: Any) -> tuple[list[d
         raise source.error("best_epoch is not an epoch of the history")
     for number, entry in enumerate(history, start=1):
         log = read_dict(entry) or {}
-        if log.keys() != {*LOG_KEYS, *VALIDATION_KEYS} or log["epoch"] != number:
+        if log.keys() != {*LOG_KEYS, *VALIDATION_KEYS} or type(log["epoch"]) is not int or log["epoch"] != number:
             raise source.error(f"invalid entry {number} of the history")
         numbers = [value for name, value in log.items() if value is not None or name not in VALIDATION_KEYS]
         if not all(type(value) is float or (type(value) is int and abs(value) <= MAX_SIZE) for value in numbers):

@@ -84,10 +84,12 @@ def test_files_of_torch_are_read(before_1_6: bool) -> None:
 @pytest.mark.usefixtures("torch_reads_nothing")
 def test_a_compressed_file_that_unfolds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "GIB", 1 << 20)
-    bomb = zipped(members(saved({"a": torch.zeros(1 << 20)})), zipfile.ZIP_DEFLATED)
-    assert len(bomb) < 10_000
-    with pytest.raises(FileError, match=r"^a\.pt: [\d,]+ bytes that claim to be .* more than 50 times as much; restore it"):
-        read_state(bomb, "a.pt")
+    contents = members(saved({"a": torch.zeros(1 << 20)}))
+    for unfolding in (contents, contents | {PICKLE: b"N" * (1 << 22)}, contents | {"archive/more": bytes(1 << 22)}):
+        bomb = zipped(unfolding, zipfile.ZIP_DEFLATED)
+        assert len(bomb) < 20_000
+        with pytest.raises(FileError, match=r"^a\.pt: [\d,]+ bytes that claim to be .* more than 50 times as much; restore it"):
+            read_state(bomb, "a.pt")
 
 
 @pytest.mark.usefixtures("torch_reads_nothing")

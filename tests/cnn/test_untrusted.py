@@ -72,7 +72,7 @@ def not_resumed(data: bytes, match: str = "", optimizer: str = "adam") -> None:
 
 # ------------------------------------------------------------------------------------------------ values of other types
 
-WRONG: dict[str, Any] = {"None": None, "1": 1, "x": "x", "list": [], "dict": {}, "tensor": torch.zeros(1)}
+WRONG: dict[str, Any] = {"None": None, "1": 1, "x": "x", "list": [], "dict": {}, "tensor": torch.zeros(2)}
 
 
 @pytest.mark.parametrize("value", WRONG)
@@ -229,7 +229,7 @@ def test_the_history_is_checked() -> None:
     state = read_state(checkpoint_file(), "a.pt")
     assert {*state["history"][0]} == {*checkpoint.LOG_KEYS, *checkpoint.VALIDATION_KEYS}
     for key in state["history"][0]:
-        for value in (None, "x", [], True, 10**500, torch.zeros(1), 0):
+        for value in (None, "x", [], True, 10**500, torch.zeros(2), 0):
             if (value is None and key in checkpoint.VALIDATION_KEYS) or (type(value) is int and value == 0 and key != "epoch"):
                 continue
             not_resumed(saved(state | {"history": [state["history"][0] | {key: value}]}), "corrupt checkpoint .*history")
@@ -349,6 +349,20 @@ def test_a_backbone_is_restored_from_its_bytes(name: str) -> None:
     state = read_state(data, "a.pt")
     state["table"] = state["table"].replace('"classes": 3', '"classes": 4')
     refused(saved(state), r"network .* has shape \[3\b.*, not \[4\b")
+
+
+@needs_torchvision
+def test_the_training_of_a_backbone_is_resumed() -> None:
+    description, split = BackboneDescription("mnasnet0_5", SHAPE, 3), Split(Images(PIXELS, SHAPE), LABELS)
+    kept: list[bytes] = []
+    whole, later = (
+        Trainer(make_network(description, 0), split, None, Settings(epochs=2), Watch(checkpoint=kept.append)) for _ in range(2)
+    )
+    whole.run()
+    later.resume(kept[0], "a.pt")
+    later.run()
+    wanted = whole.network.state_dict()
+    assert all(torch.equal(value, wanted[name]) for name, value in later.network.state_dict().items())
 
 
 @needs_torchvision
