@@ -140,7 +140,7 @@ def storage_sizes(stream: io.BytesIO, name: str) -> dict[str, int]:
         last = plain_value(operation, argument, memo)
         if (last is None and not OTHERS.fullmatch(operation)) or (operation == "PROTO" and argument != PROTOCOL):
             what = "an object twice" if operation in GET else "other objects than tensors and plain values"
-            raise FileError(f"{name}: contains {what} ({operation} {argument}); {REMEDY}")
+            raise FileError(f"{name}: contains {what} ({operation} {repr(argument)[:60]}); {REMEDY}")
         if operation == "BINPERSID":
             key, size = storage_size(arguments, name)
             sizes[key] = size

@@ -17,7 +17,7 @@ from typing import Any, NamedTuple, NoReturn
 
 import fastmlp
 from benchmarks.fuzz.samples import Sample
-from fastmlp.errors import FastMLPError, printable
+from fastmlp.errors import FastMLPError, UnavailableError, printable
 
 READ, REFUSED = "read", "refused"
 EXCEPTION, CRASH, HANG, MEMORY, MESSAGE = "exception", "crash", "hang", "memory", "message"
@@ -259,7 +259,7 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
 def outcome_of(error: BaseException, path: Path, names_file: bool) -> Outcome:
     """Return the outcome of a reader that raised an exception."""
     name, frame, message = type(error).__name__, frame_of(error.__traceback__), str(error)
-    fault = fault_of_message(message, path, names_file)
+    fault = fault_of_message(message, path, names_file and not isinstance(error, UnavailableError))
     message = message.replace(f"{path.parent}/", "")
     if not is_refusal(error):
         return Outcome(EXCEPTION, name, frame, message)

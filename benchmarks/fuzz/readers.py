@@ -114,9 +114,9 @@ def read_extract_config(path: Path) -> Any:
 
 
 def read_run_config(path: Path) -> Any:
-    from fastmlp.experiments.sweeps.stored import read_config as read
+    from fastmlp.experiments.config.sources import read_config as read
 
-    return read(path)
+    return read(path / "config.toml")
 
 
 def read_json(path: Path) -> Any:

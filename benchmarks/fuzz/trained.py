@@ -33,7 +33,14 @@ MODEL_NAME = "model.safetensors"
 VARYING = ("seconds", "eval_seconds", "seconds_per_epoch", "rows_per_second", "gflops", "versions", "out", "data_seconds")
 LOG = {"epoch": 1, "loss": 0.5, "accuracy": 0.75, "val_loss": None, "val_accuracy": None, "lr": 0.1, "rows": 4}
 PROVENANCE = json.dumps(
-    {"key": "0" * 64, "settings": {"epochs": 1}, "network": {}, "layer": "flatten", "images": {"name": "digits"}, "cnn": {}}
+    {
+        "key": "0" * 64,
+        "settings": {"epochs": 1},
+        "network": {"image_shape": [2, 2, 1]},
+        "layer": "flatten",
+        "images": {"name": "digits", "sha256": "0" * 64},
+        "cnn": {},
+    }
 )
 
 # ------------------------------------------------------------------------------------------------ models
@@ -213,8 +220,10 @@ def trainer() -> Any:
 
 
 def cnn_checkpoints() -> list[Sample]:
+    from fastmlp.cnn.checkpoint import LOG_KEYS, VALIDATION_KEYS
+
     found = trainer()
-    found.history.append(LOG)
+    found.history.append({name: 1 if name == "epoch" else 0.5 for name in (*LOG_KEYS, *VALIDATION_KEYS)})
     return [single("checkpoint.pt", found.checkpoint())]
 
 

@@ -9,6 +9,7 @@ import warnings
 from pathlib import Path
 from typing import NoReturn
 
+import fastmlp
 from fastmlp.errors import DataError
 
 
@@ -40,7 +41,9 @@ def refuse_on_two_lines(path: Path) -> NoReturn:
 
 
 def refuse_at_length(path: Path) -> NoReturn:
-    raise DataError(f"{path}: {'x' * 600}")
+    error = DataError()
+    error.args = (f"{path}: {'x' * 600}",)  # fastmlp itself cuts such messages
+    raise error
 
 
 def refuse_without_name(path: Path) -> NoReturn:
@@ -74,7 +77,7 @@ def remove_file(path: Path) -> None:
 
 
 def warn(path: Path) -> None:
-    warnings.warn("damaged", UserWarning, stacklevel=1)
+    warnings.warn_explicit("deprecated", DeprecationWarning, fastmlp.__file__, 1)
 
 
 def print_text(path: Path) -> None:

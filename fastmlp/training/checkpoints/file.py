@@ -115,6 +115,8 @@ def read(path: Path) -> StoredCheckpoint:
     check_format_version(path, found, VERSION)
     record = converted(path, found, Record)
     converted(path, record.history, list[EpochMetrics])
+    converted(path, record.settings, StoredSettings)
+    converted(path, record.environment, StoredEnvironment)
     model = Model(**fields)
     check_tensors(path, model, record, tensors)
     state = State(tensors["parameters"], tensors["slots"], record.step)
@@ -125,7 +127,19 @@ def read(path: Path) -> StoredCheckpoint:
     return StoredCheckpoint(path, Checkpoint(state, model, record.best_epoch, History(record.history), partial), record)
 
 
-class PartialFields(msgspec.Struct):
+class StoredSettings(msgspec.Struct):
+    """The item of `Record.settings` that is read."""
+
+    epochs: int
+
+
+class StoredEnvironment(msgspec.Struct):
+    """The item of `Record.environment` that is read."""
+
+    backend: str
+
+
+class PartialFields(msgspec.Struct, forbid_unknown_fields=True):
     """The fields of a `PartialEpoch` that are stored as JSON."""
 
     steps: list[dict[str, Any]]
