@@ -96,7 +96,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
         sample = mutant(results.samples[one.reader], options.seed, one.reader, one.index)
         file = save(one, sample, options.findings)
         kind, error, frame = one.outcome.key
-        rows.append({"reader": one.reader, "finding": kind, "error": error, "frame": frame, "count": one.count, "file": file})
+        row = {"reader": one.reader, "finding": kind, "error": error, "frame": frame, "count": one.count}
+        rows.append(row | {"number": one.index, "file": file})
         print(f"{one.reader}: {kind} {error} {frame} ({one.count} times): {file}")
     total: Counter[str] = sum(results.counts.values(), Counter())
     rate = total.total() / (used.ru_utime + used.ru_stime)

@@ -248,7 +248,11 @@ def ended(worker: Worker, fault: str, tasks: deque[Task]) -> Batch:
         raise RuntimeError(
             f"a worker ended before it read a mutant: {worker.crash()}\n{(worker.place / 'output.txt').read_text()}"
         )
-    outcome = worker.crash() if fault == CRASH else Outcome(fault, "the worker had to be ended")
+    if fault != CRASH:
+        os.kill(worker.process.pid or 0, signal.SIGABRT)  # faulthandler then writes where the worker was
+    outcome = worker.crash()
+    if fault != CRASH:
+        outcome = Outcome(fault, "the worker had to be ended", outcome.frame)
     rest = [Task(task.reader, task.first, index), Task(task.reader, index + 1, task.last)]
     tasks.extendleft(one for one in rest if one.first < one.last)
     one = Task(task.reader, index, index + 1)

@@ -70,7 +70,14 @@ def predict(folder: Path) -> Any:
     from fastmlp.experiments.prediction import predict_files
 
     rows = folder / ("rows.csv" if (folder / "rows.csv").exists() else "rows.npz")
-    return predict_files(folder / trained.MODEL_NAME, [rows], backend="numpy")
+    return predict_files(folder / trained.MODEL_NAME, [rows], backend="numpy", open_extractor=extractor_of)
+
+
+def extractor_of(data: bytes, name: str) -> Any:
+    """Restore the extractor in a model, which only mutants have."""
+    from fastmlp.cnn.extractor import from_bytes
+
+    return from_bytes(data, name)
 
 
 def read_checkpoint(path: Path) -> Any:
@@ -214,7 +221,7 @@ _READERS = (
     Reader("pt", samples.pt, load_data, needs_torch=True, expands=True),
     Reader("safetensors", samples.safetensors, load_data),
     Reader("model", trained.models, read_model, needs_torch=True),
-    Reader("predict", trained.predictions, predict, expands=True),
+    Reader("predict", trained.predictions, predict, needs_torch=True, expands=True),
     Reader("checkpoint", trained.checkpoint_files, read_checkpoint),
     Reader("features", trained.features, read_features, needs_torch=True, expands=True),
     Reader("idx", samples.idx, read_idx),

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import ctypes
+import itertools
 import os
 import time
 import warnings
+from collections import deque
 from pathlib import Path
 from typing import NoReturn
 
@@ -60,8 +62,8 @@ def sleep(path: Path) -> None:
 
 
 def hold_lock(path: Path) -> None:
-    """Wait in a call that does not release the lock of the interpreter, so that no signal handler is run."""
-    ctypes.PyDLL(None).sleep(3600)
+    """Run an endless loop in C, in which no signal handler of Python is run."""
+    deque(itertools.repeat(None), maxlen=0)
 
 
 def allocate(path: Path) -> int:
