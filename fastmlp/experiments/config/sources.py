@@ -124,7 +124,9 @@ def read_config(path: Path) -> TrainConfig:
     """
     read_toml(path)  # for its errors
     with stored_settings(path):
-        return resolve({}, {}, path)
+        config = resolve({}, {}, path)
+        config.settings()  # raises the errors of invalid values
+    return config
 
 
 @contextmanager
