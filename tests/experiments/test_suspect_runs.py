@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import shutil
@@ -66,11 +67,8 @@ UNUSED = {
 
 
 @posix
-@pytest.mark.parametrize("name", FILES)
-@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize(("command", "name"), sorted({*itertools.product(COMMANDS, FILES)} - UNUSED))
 def test_named_pipes_in_a_run_folder_are_refused_at_once(command: str, name: str, run: Path, trained: Path) -> None:
-    if (command, name) in UNUSED:
-        pytest.skip("the command does not read this file")
     shutil.copytree(trained, run.parent / "other")
     (run.parent / "new.csv").write_text("1\n")
     (run / name).unlink()
