@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ MOST_WHOLE_CLASSES = 20  # targets with at most this many distinct integer value
 REFUSED_CATEGORIES = {"Cc": "control character", "Zl": "line separator", "Zp": "paragraph separator"}
 BIDI_CONTROLS = "\u202a\u202b\u202c\u202d\u202e\u2066\u2067\u2068\u2069"  # embedding, override, isolate, and their ends
 LONGEST_SHOWN = 60  # maximum number of characters of a name in an error message
+
+INTEGER = re.compile("0|-?[1-9][0-9]{0,19}")  # of at most 64 bits, as Python writes it
 
 
 def is_one_hot(y: npt.NDArray[Any]) -> bool:
@@ -57,7 +60,7 @@ def class_labels(names: Sequence[str], text: bool = False) -> npt.NDArray[Any]:
     """
     if not text and set(names) <= {"False", "True"}:
         return np.array([name == "True" for name in names])
-    whole = not text and all(name.removeprefix("-").isdecimal() and name == str(int(name)) for name in names)
+    whole = not text and all(INTEGER.fullmatch(name) for name in names)
     return np.array([int(name) for name in names] if whole else names)
 
 

@@ -5,6 +5,8 @@ from __future__ import annotations
 import gzip
 import io
 import os
+import tarfile
+import tempfile
 import tracemalloc
 import zipfile
 from collections.abc import Callable
@@ -21,7 +23,9 @@ from pyarrow import parquet
 from support.data import idx, message
 
 from fastmlp.data.load import load_data
+from fastmlp.data.readers import tensors
 from fastmlp.data.readers.arrays import map_npy, read_npz
+from fastmlp.data.readers.dialect import Dialect
 from fastmlp.errors import DataError
 
 ROWS = 200_000
@@ -226,3 +230,85 @@ def test_every_exception_of_a_library_names_the_file(
     monkeypatch.setattr(library, function, fail)
     text = message(DataError, load_data, tmp_path / name)
     assert text.startswith(f"{tmp_path / name}: ") and "planted fault" in text and "; " in text
+
+
+def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
+    """NumPy stores characters as 32 bits, and fails later if they are no characters."""
+    for name, array in (("x", np.eye(3)), ("y", np.array(["ab", "cd", "ef"]))):
+        np.save(tmp_path / f"{name}.npy", array)
+    data = bytearray((tmp_path / "y.npy").read_bytes())
+    data[-4:] = b"\0\0\x11\0"
+    (tmp_path / "y.npy").write_bytes(data)
+    assert "no Unicode characters" in message(DataError, map_npy, tmp_path / "y.npy")
+    with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
+        for name in ("x.npy", "y.npy"):
+            archive.write(tmp_path / name, name)
+    assert "array 'y': text with values that are no Unicode" in message(DataError, read_npz, tmp_path / "a.npz")
+
+
+@pytest.mark.parametrize("name", ["pixel" + "9" * 5000, "9" * 5000])
+def test_long_numbers_in_names(name: str, tmp_path: Path) -> None:
+    (tmp_path / "a.csv").write_text(f"label,{name}\n" + "no,1\nyes,2\n" * 5)
+    assert load_data(tmp_path / "a.csv", header=True).classes == ("no", "yes")
+    assert "the table has 2 columns" in message(DataError, load_data, tmp_path / "a.csv", target="8" * 5000, header=True)
+    (tmp_path / "b.csv").write_text("label,a\n" + f"{name},1\nyes,2\n" * 5)
+    assert load_data(tmp_path / "b.csv").classes == (name, "yes")
+
+
+def test_long_cells_are_read_in_linear_time() -> None:
+    """The steps of a regular expression cannot be counted; the text is so long that their square would take hours."""
+    for text in ("1" * 3_000_000 + "x", "1." + "1" * 3_000_000 + "x", "1,1" * 1_000_000):
+        assert not Dialect("utf-8", False).is_number(text)
+        assert not Dialect("utf-8", False, ";", ",").is_number(text)
+
+
+# ------------------------------------------------------------------------------------------------ files of torch.save
+
+
+def pickled(path: Path, value: Any, **options: Any) -> Path:
+    torch = pytest.importorskip("torch")
+    torch.save(value, path, **options)
+    return path
+
+
+def test_files_of_torch_save_are_read(tmp_path: Path) -> None:
+    torch = pytest.importorskip("torch")
+    x, y = torch.eye(4), torch.arange(4) % 2
+    for value in ({"x": x, "y": y}, (x, y), [x, y], {"x": torch.nn.Parameter(x), "y": y}, {"x": x, "y": y, "classes": y}):
+        for options in ({}, {"_use_new_zipfile_serialization": False}):
+            found = load_data(pickled(tmp_path / "a.pt", value, **options)) if "classes" not in value else None
+            assert found is None or np.array_equal(found.x, np.eye(4))
+
+
+class Huge:
+    """Its pickle calls bytearray, which PyTorch's restricted unpickler allows."""
+
+    def __reduce__(self) -> Any:
+        return bytearray, (1 << 40,)
+
+
+@pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
+def test_pickles_that_allocate_memory_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
+    path = pickled(tmp_path / "a.pt", {"x": Huge()}, **options)
+    assert "bytearray', which is no tensor" in message(DataError, load_data, path)
+
+
+def test_compressed_members_are_refused_before_pytorch_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    torch = pytest.importorskip("torch")
+    packed_pt(tmp_path / "a.pt")
+    monkeypatch.setattr(torch, "load", None)
+    assert "more than 50 times as much" in message(DataError, load_data, tmp_path / "a.pt", max_decompressed=MIB)
+
+
+def test_tar_archives_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """PyTorch would unpack them into a temporary folder."""
+    pytest.importorskip("torch")
+    with tarfile.open(tmp_path / "a.pt", "w") as archive:
+        for name in ("storages", "tensors", "pickle"):
+            member = tarfile.TarInfo(name)
+            member.size = 8
+            archive.addfile(member, io.BytesIO(bytes(8)))
+    monkeypatch.setattr(tempfile, "mkdtemp", None)
+    assert "not a readable file of tensors" in message(DataError, load_data, tmp_path / "a.pt")
+    monkeypatch.setattr(tensors, "check_pickles", lambda file, stream: None)
+    assert "not a readable file of tensors" in message(DataError, load_data, tmp_path / "a.pt")

@@ -6,12 +6,15 @@ header in JSON, and the tensors.
 
 from __future__ import annotations
 
+import io
 import json
+import pickletools
 import struct
 import zipfile
 from collections.abc import Mapping
+from io import BufferedReader
 from pathlib import Path
-from typing import Any
+from typing import IO, Any, cast
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +24,9 @@ from fastmlp.files.limits import check_claim
 from fastmlp.files.reading import check_regular, library_errors, open_file, size_of
 
 SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
+NOT_TENSORS = "not a readable file of tensors"
+GLOBALS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})  # operations of a pickle that name a class or a function
+PICKLES = 5  # in the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 Tensors = dict[str, npt.NDArray[Any]]
 
 
@@ -53,11 +59,10 @@ def read_pt_tensors(file: Path) -> Tensors:
     except ModuleNotFoundError as error:
         raise UnavailableError(f"{file}: .pt files need PyTorch ({error}); install it with: pip install torch") from error
 
-    with open_file(file) as stream, library_errors(file, "not a readable file of tensors", SAVE):
-        if zipfile.is_zipfile(stream):  # PyTorch allocates memory for the content of compressed members
-            check_claim(file, sum(member.file_size for member in zipfile.ZipFile(stream).infolist()), size_of(file))
-        stream.seek(0)
-        content = torch.load(stream, map_location="cpu", weights_only=True)
+    with open_file(file) as stream:
+        check_pickles(file, stream)
+        with library_errors(file, NOT_TENSORS, SAVE):
+            content: Any = torch.load(cast(IO[bytes], WithoutDescriptor(stream)), map_location="cpu", weights_only=True)
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip(("x", "y"), content, strict=True))
     if not isinstance(content, dict) or not all(isinstance(value, torch.Tensor) for value in content.values()):
@@ -65,6 +70,51 @@ def read_pt_tensors(file: Path) -> Tensors:
     dense = [value for value in content.values() if value.layout == torch.strided]
     check_claim(file, sum(value.nbytes for value in dense), size_of(file))  # strides of 0 repeat the values of a small storage
     return {str(name): as_numpy(file, str(name), value) for name, value in content.items()}
+
+
+class WithoutDescriptor(io.RawIOBase):
+    """A stream for PyTorch, which unpacks tar archives, its format of 2016, to the disk if a stream has a descriptor."""
+
+    def __init__(self, stream: BufferedReader) -> None:
+        self.stream = stream
+
+    def readable(self) -> bool:
+        return True
+
+    def seekable(self) -> bool:
+        return True
+
+    def seek(self, offset: int, whence: int = 0) -> int:
+        return self.stream.seek(offset, whence)
+
+    def readinto(self, buffer: Any) -> int:
+        return self.stream.readinto(buffer)
+
+
+def check_pickles(file: Path, stream: BufferedReader) -> None:
+    """Check what a file of `torch.save` claims before PyTorch reads it, and set the stream to its start.
+
+    PyTorch allocates memory for the content of compressed members, and calls functions that the pickle names. Besides its own,
+    it allows functions such as bytearray, which allocate any amount of memory. The pickles are parsed, but not executed.
+
+    Raises
+    ------
+    DataError : the file is damaged, has other objects than tensors and plain values, or `limits.check_claim` refuses it
+    """
+    size = size_of(file)
+    with library_errors(file, NOT_TENSORS, SAVE):
+        if zipfile.is_zipfile(stream):
+            with zipfile.ZipFile(stream) as archive:
+                members = archive.infolist()
+                check_claim(file, sum(member.file_size for member in members), size)
+                pickles: list[Any] = [io.BytesIO(archive.read(one)) for one in members if one.filename.endswith("/data.pkl")]
+        else:  # the format before PyTorch 1.6
+            pickles = [stream] * PICKLES
+        stream.seek(0)
+        names = [name for one in pickles for operation, name, _ in pickletools.genops(one) if operation.name in GLOBALS]
+        stream.seek(0)
+    if other := [name for name in names if not str(name).startswith(("torch", "collections OrderedDict"))]:
+        raise DataError(f"{file}: contains {str(other[0])[:60]!r}, which is no tensor; {SAVE}")
 
 
 def as_numpy(file: Path, name: str, tensor: Any) -> npt.NDArray[Any]:

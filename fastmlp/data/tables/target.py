@@ -24,7 +24,7 @@ MAX_TEXT_CLASSES = 100  # with more, a column of text with mostly distinct value
 MIN_PIXELS = 64
 MANY_PIXELS = 784  # columns of bytes that are taken for pixels whatever their names are
 MIN_INDEX_ROWS = 10  # rows from which a first column 0, 1, 2, … may be an index
-PIXEL_NAME = re.compile(r"(?:pixel|px)[_ ]?(\d+)", re.IGNORECASE)
+PIXEL_NAME = re.compile(r"(?:pixel|px)[_ ]?(\d{1,9})", re.IGNORECASE)
 PIXEL = re.compile(r"(pixel|px|p|x)?[_ ]?\d+([x_]\d+)?", re.IGNORECASE)  # also 1x1 or 17
 INDEX = re.compile(r"unnamed: \d+|", re.IGNORECASE)  # name of the index that pandas writes
 
@@ -119,7 +119,7 @@ def find_column(table: Table, given: str, setting: str, candidates: Sequence[int
         return indices[0 if given == "first" else -1]
     number = given.removeprefix("column ")
     if number.isdecimal():
-        if 1 <= int(number) <= len(table.columns):
+        if len(number) < 10 and 1 <= int(number) <= len(table.columns):
             return int(number) - 1
         raise DataError(f"{table.path}: {setting} {given}, but the table has {len(table.columns)} columns", settings=(setting,))
     reason = f"unknown column {given!r}; the file has no header, so set {setting} to the number of a column, first or last"
