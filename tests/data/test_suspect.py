@@ -99,6 +99,19 @@ def text(path: Path) -> None:
     parquet.write_table(pa.table({"a": column, "label": ["no", "yes"] * 20}), path)
 
 
+def coded(path: Path) -> None:
+    """Each text has one more character than the one before, and only this one is in the file."""
+    column = pa.array(["x" * (2000 + number % 20) for number in range(4000)])
+    table = pa.table({"a": column, "label": ["no", "yes"] * 2000})
+    parquet.write_table(table, path, use_dictionary=False, column_encoding={"a": "DELTA_BYTE_ARRAY"}, write_statistics=False)
+
+
+def binary(path: Path) -> None:
+    """Text without the type of text."""
+    column = pa.array([b"x" * 1_000_000] * 20 + [b"y"] * 20)
+    parquet.write_table(pa.table({"a": column, "label": ["no", "yes"] * 20}), path, store_schema=False)
+
+
 def repeated(path: Path) -> None:
     torch = pytest.importorskip("torch")
     torch.save({"x": torch.zeros(1).expand(ROWS, 8), "y": torch.zeros(1, dtype=torch.int64).expand(ROWS)}, path)
@@ -126,6 +139,8 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
     "idx.gz": (idx_file, "train-images-idx3-ubyte"),
     "Parquet numbers": (numbers, "a.parquet"),
     "Parquet text": (text, "a.parquet"),
+    "Parquet text with prefixes": (coded, "a.parquet"),
+    "Parquet bytes": (binary, "a.parquet"),
     "repeated tensor": (repeated, "a.pt"),
     "compressed tensors": (packed_pt, "a.pt"),
     "images": (images, "folder"),
@@ -207,7 +222,6 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
         ("x.npy", np, "memmap"),
         ("a.safetensors", safetensors, "safe_open"),
         ("a.parquet", parquet, "ParquetFile"),
-        ("a.parquet", parquet, "read_table"),
         ("a.csv", pa.csv, "read_csv"),
         ("a.csv.gz", gzip.GzipFile, "readinto"),
     ],
@@ -312,3 +326,20 @@ def test_tar_archives_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.Monke
     assert "not a readable file of tensors" in message(DataError, load_data, tmp_path / "a.pt")
     monkeypatch.setattr(tensors, "check_pickles", lambda file, stream: None)
     assert "not a readable file of tensors" in message(DataError, load_data, tmp_path / "a.pt")
+
+
+@pytest.mark.parametrize("encoding", ["DELTA_BYTE_ARRAY", "DELTA_LENGTH_BYTE_ARRAY", "PLAIN"])
+@pytest.mark.parametrize("kind", [pa.string(), pa.large_string(), pa.binary()])
+def test_all_encodings_of_text_are_read(encoding: str, kind: Any, tmp_path: Path) -> None:
+    texts = pa.array(["no", "yes"] * 40).cast(kind)
+    table = pa.table({"a": np.arange(80.0), "label": texts})
+    path = tmp_path / "a.parquet"
+    parquet.write_table(table, path, use_dictionary=False, column_encoding={"label": encoding, "a": "PLAIN"})
+    assert load_data(path).classes == ("no", "yes")
+
+
+@pytest.mark.parametrize("values", [[[1.0], [2.0]], [{"b": 1}, {"b": 2}], [b"ab", b"cd"]])
+def test_columns_whose_size_is_not_known_are_refused(values: list[Any], tmp_path: Path) -> None:
+    column = pa.array(values, pa.binary(2)) if isinstance(values[0], bytes) else pa.array(values)
+    parquet.write_table(pa.table({"a": column, "label": ["no", "yes"]}), tmp_path / "a.parquet")
+    assert "column 'a' has the type" in message(DataError, load_data, tmp_path / "a.parquet", drop="a")

@@ -40,6 +40,8 @@ if TYPE_CHECKING:
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data")
 PARQUET_SUFFIXES = (".parquet", ".pq")
 PARQUET = b"PAR1"
+NO_PARQUET, CREATE_AGAIN = "not a readable Parquet file", "create it again"
+BATCH = 256  # rows
 CELL = 8  # bytes of a number in memory
 
 
@@ -219,31 +221,50 @@ def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
     Text is read as dictionaries, which are as large as in the file: a text of 1 MB that occurs in a million rows is in the file
     once. Before they are decoded, `plain` compares their size with the limit.
     """
+    import pyarrow as pa
     import pyarrow.parquet
 
-    problem, remedy = "not a readable Parquet file", "create it again"
-    with library_errors(path, problem, remedy), pyarrow.parquet.ParquetFile(path) as file:
+    with library_errors(path, NO_PARQUET, CREATE_AGAIN), pyarrow.parquet.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
         # The metadata of a column are not used: pyarrow ends the process if they are damaged.
         sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
         claimed = max(CELL * metadata.num_rows * metadata.num_columns, sum(sizes))
     check_claim(path, claimed, size_of(path))
-    if nested := [field for field in schema if pyarrow.types.is_nested(field.type)]:  # their claims are not known
-        raise DataError(f"{path}: column {nested[0].name!r} {not_a_value(nested[0].type)}")
+    for field in schema:
+        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):  # their sizes are not known
+            raise DataError(f"{path}: column {field.name!r} {not_a_value(field.type)}")
     index = pandas_index(schema.metadata or {})
     chosen = [name for name in schema.names if name not in index]
     names = check_names(path, chosen)
     texts = [field.name for field in schema if is_text_type(field.type)]
-    with library_errors(path, problem, remedy):
+    try:
         table = pyarrow.parquet.read_table(path, columns=chosen, read_dictionary=texts)
+    except Exception:  # some encodings of text cannot be read as dictionaries
+        table = read_batches(path, chosen)
     return names, [table[name] for name in chosen]
 
 
+def read_batches(path: Path, columns: Sequence[str]) -> pa.Table:
+    """Read columns of a Parquet file in small batches, so that reading ends when the limit is exceeded."""
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    batches: list[pa.RecordBatch] = []
+    total = 0  # bytes
+    with library_errors(path, NO_PARQUET, CREATE_AGAIN), pyarrow.parquet.ParquetFile(path) as file:
+        for batch in file.iter_batches(BATCH, columns=columns):
+            batches.append(batch)
+            total += batch.nbytes
+            check_claim(path, total, size_of(path))
+        return pa.Table.from_batches(batches)
+
+
 def is_text_type(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is one of text."""
+    """Return whether an Arrow type is one of text; some programs write text as bytes."""
     import pyarrow as pa
 
-    return bool(pa.types.is_string(kind) or pa.types.is_large_string(kind))
+    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
+    return any(test(kind) for test in tests)
 
 
 def decoded_size(column: pa.ChunkedArray) -> int:
