@@ -108,7 +108,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     chosen = {name: relabel(model, data, splits[name]) for name in SPLIT_NAMES if split in (name, "all") and name in splits}
     chosen = invert_images(model, origin, chosen, invert if sizes is None or invert == "yes" else "no", say)
     if images:
-        inputs_of = input_maker(model, open_extractor)
+        inputs_of = input_maker(state.model, model, open_extractor)
         chosen = {name: replace(rows, x=inputs_of(rows.x)) for name, rows in chosen.items()}
     if not chosen:
         raise ConfigError(f"{data.name} has no split {split!r}, only {', '.join(splits)}", settings=("split",))

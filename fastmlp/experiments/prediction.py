@@ -86,7 +86,7 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     model = load(path, backend=backend or "auto", threads=threads)
     converter = image_inputs(model, images or ImageOptions(), show)
     files = find_files(inputs)
-    inputs_of = input_maker(model, open_extractor)
+    inputs_of = input_maker(path, model, open_extractor)
     # All files are read first, to reject invalid ones early.
     with decompression_limit(max_decompressed):
         rows = [(file, read) for file in files if (read := read_rows(file, model, inputs_of, converter, say)) is not None]
@@ -220,11 +220,13 @@ def predictions_of(model: Model, file: Path, rows: Rows, top: int | None) -> lis
     return found
 
 
-def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
+def input_maker(path: str | Path, model: Model, open_extractor: OpenExtractor | None) -> Callable[[Features], Array]:
     """Return a function that maps images, shape (n, pixels), to features with the extractor stored in the model.
 
     The extractor is loaded at the first call, which raises UnavailableError if `open_extractor` is None, and DataError if the
     extractor does not fit the model.
+
+    path : the file or run folder of the model, for error messages
     """
 
     @functools.cache
@@ -235,11 +237,11 @@ def input_maker(model: Model, open_extractor: OpenExtractor | None) -> Callable[
             raise UnavailableError(
                 "this model takes features; pass open_extractor=fastmlp.cnn.extractor.from_bytes, or features instead of images"
             )
-        found = open_extractor(model.extractor, "the model's extractor")
+        found = open_extractor(model.extractor, f"{path}: the model's extractor")
         taken = model.image_shape, model.network.sizes[0]
         if (found.image_shape, found.width) != taken:
             raise DataError(
-                f"the model's extractor computes {found.width} features of images of shape {found.image_shape}, but the model "
+                f"{path}: the model's extractor computes {found.width} features of images of shape {found.image_shape}, but the model "
                 f"takes {taken[1]} features of images of shape {taken[0]}; train the model again"
             )
         return found

@@ -83,7 +83,7 @@ def background_of(layer: PillowImage) -> str:
     """
     opacity = np.asarray(layer.getchannel("A"))
     solid = opacity >= max(1, opacity.max() / 2)
-    dark = np.asarray(layer.convert("RGB").convert("L"))[solid] < 128
+    dark = np.asarray(layer.convert("L"))[solid] < 128
     return "white" if dark.sum() > MOST_DARK * dark.size else "black"
 
 
