@@ -14,6 +14,7 @@ from __future__ import annotations
 
 import signal
 import traceback
+from pathlib import Path
 from typing import Any
 
 import click
@@ -33,9 +34,17 @@ from fastmlp.commands.extract import extract
 from fastmlp.commands.predict import predict
 from fastmlp.commands.recipes import recipes
 from fastmlp.commands.train import lr_find, train
-from fastmlp.errors import UnavailableError
+from fastmlp.errors import DataError, UnavailableError
 
 REPORT = "fastmlp: this is a bug in fastmlp; please report it with the lines above and the output of `fastmlp doctor`"
+
+
+def check_current_folder() -> None:
+    """Raise DataError if the current folder has been removed, because relative paths then cannot be resolved."""
+    try:
+        Path.cwd()
+    except FileNotFoundError as error:
+        raise DataError("the current folder does not exist any more; change to another folder") from error
 
 
 class Program(Group):
@@ -44,6 +53,7 @@ class Program(Group):
     def invoke(self, ctx: click.Context) -> Any:
         """Run a command, and report its errors."""
         try:
+            check_current_folder()
             return super().invoke(ctx)
         except (click.ClickException, click.exceptions.Exit, click.Abort, BrokenPipeError):
             raise  # Click reports these itself

@@ -20,7 +20,7 @@ from fastmlp.data.tables.load import FitRows, load_table
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.files.limits import decompression_limit
-from fastmlp.files.reading import exists, is_folder, real_path
+from fastmlp.files.reading import check_regular, exists, is_folder, real_path
 from fastmlp.nn.names import canonical_name
 
 
@@ -111,6 +111,8 @@ def load_source(source: Source) -> Dataset:
     if not (named or exists(path)):
         hint = "give a valid name, or the path of a table, an .npz file or a folder"
         raise DataError(f"{unknown_name('data set', name, DATASETS)}; there is no such file or folder either; {hint}")
+    if not (named or is_folder(path)):
+        check_regular(path)
     check_image_size(name, source.image_size, images)
     if source.skip_bad and not images:
         raise ConfigError(f"skip_bad is for folders of images, not for {name!r}; leave it out", settings=("skip_bad",))

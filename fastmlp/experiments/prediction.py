@@ -21,6 +21,7 @@ from fastmlp.data.tables.load import load_features
 from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
 from fastmlp.files.limits import decompression_limit
+from fastmlp.files.reading import check_regular
 from fastmlp.models.model import Model, load
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.predictions import Prediction, fields, place
@@ -119,6 +120,7 @@ def read_rows(
     `inputs_of` maps images to features; it is used if the model was trained on features of images. `converter` reads and
     converts images; it is None if the model was not trained on images.
     """
+    check_regular(file)
     features = model.network.sizes[0]
     pixels = math.prod(model.image_shape) if model.extractor is not None and model.image_shape else features
     incomplete: npt.NDArray[np.bool_] | None = None
@@ -241,8 +243,8 @@ def input_maker(path: str | Path, model: Model, open_extractor: OpenExtractor | 
         taken = model.image_shape, model.network.sizes[0]
         if (found.image_shape, found.width) != taken:
             raise DataError(
-                f"{path}: the model's extractor computes {found.width} features of images of shape {found.image_shape}, but the model "
-                f"takes {taken[1]} features of images of shape {taken[0]}; train the model again"
+                f"{path}: the model's extractor computes {found.width} features of images of shape {found.image_shape}, but "
+                f"the model takes {taken[1]} features of images of shape {taken[0]}; train the model again"
             )
         return found
 

@@ -40,6 +40,7 @@ _READING_REMEDIES = _REMEDIES | {
     errno.EACCES: "check its permissions",
     errno.EPERM: "check its permissions",
     errno.ENOENT: "check the path",
+    errno.ENXIO: "it is a socket; give the path of a file",
     errno.EISDIR: "it is a folder; give the path of a file",
 }
 _KINDS = {
@@ -229,5 +230,8 @@ def files_matching(folder: AnyPath, pattern: str) -> list[Path]:
 
 
 def real_path(path: AnyPath) -> Path:
-    """Return the absolute path without symbolic links; the links of a loop are kept."""
-    return Path(os.path.realpath(path))
+    """Return the absolute path without symbolic links; the links of a loop are kept.
+
+    Raise DataError if the path is relative, and the current folder does not exist any more.
+    """
+    return Path(_called(os.path.realpath, path))

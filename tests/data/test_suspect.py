@@ -20,7 +20,7 @@ import pytest
 import safetensors.numpy
 from PIL import Image
 from pyarrow import parquet
-from support.data import idx, message
+from support.data import at_once, idx, message  # noqa: F401 - a fixture
 
 from fastmlp.data.load import load_data
 from fastmlp.data.readers import tensors
@@ -30,7 +30,7 @@ from fastmlp.errors import DataError
 
 ROWS = 200_000
 MIB = 1 / 1024  # in GiB
-NAMES = ("a.csv", "a.csv.gz", "a.parquet", "a.npz", "a.safetensors", "a.npy", "train-images-idx3-ubyte", "a.pt")
+NAMES = ("a", "a.csv", "a.csv.gz", "a.parquet", "a.npz", "a.safetensors", "a.npy", "train-images-idx3-ubyte", "a.pt")
 
 posix = pytest.mark.skipif(os.name != "posix", reason="named pipes and devices exist only on POSIX systems")
 
@@ -40,7 +40,7 @@ posix = pytest.mark.skipif(os.name != "posix", reason="named pipes and devices e
 
 @posix
 @pytest.mark.parametrize("name", NAMES)
-def test_named_pipes_and_devices_are_refused_at_once(name: str, tmp_path: Path) -> None:
+def test_named_pipes_and_devices_are_refused_at_once(name: str, tmp_path: Path, at_once: None) -> None:  # noqa: F811
     os.mkfifo(tmp_path / name)
     assert str(tmp_path) in message(DataError, load_data, tmp_path / name)
     (tmp_path / name).unlink()

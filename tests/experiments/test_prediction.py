@@ -281,8 +281,8 @@ def test_an_extractor_that_does_not_fit_the_model_is_refused(shape: tuple[int, i
     model = Model(network, network.initial_parameters(seed=0), classes=("a", "b"), image_shape=(8, 8, 1), extractor=b"bytes")
     fits = SimpleNamespace(image_shape=(8, 8, 1), width=4, features=lambda pixels, device: np.asarray(pixels[:, :4]))
     pixels = np.ones((3, 64), np.float32)
-    assert input_maker(model, lambda data, name: fits)(pixels).shape == (3, 4)  # type: ignore[arg-type, return-value]
+    assert input_maker("run", model, lambda data, name: fits)(pixels).shape == (3, 4)  # type: ignore[arg-type, return-value]
     other = SimpleNamespace(image_shape=shape, width=width)
     message = rf"computes {width} features of images of shape .*, but the model takes 4 features of images of shape \(8, 8, 1\)"
     with pytest.raises(DataError, match=message):
-        input_maker(model, lambda data, name: other)(pixels)  # type: ignore[arg-type, return-value]
+        input_maker("run", model, lambda data, name: other)(pixels)  # type: ignore[arg-type, return-value]

@@ -104,6 +104,19 @@ def test_paths_that_cannot_be_read(command: str, tmp_path: Path) -> None:
         assert "; " in refused(3, command, *options, path, *others)
 
 
+def test_an_empty_input(run: Path) -> None:
+    assert "an input is an empty text" in refused(3, "predict", run, "")
+
+
+@posix
+@pytest.mark.parametrize("command", [["train", *FAST], ["compare", "."], ["predict", "run", "a.csv"]])
+def test_a_current_folder_that_was_removed(command: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "gone").mkdir()
+    monkeypatch.chdir(tmp_path / "gone")
+    (tmp_path / "gone").rmdir()
+    assert refused(3, *command) == "the current folder does not exist any more; change to another folder"
+
+
 # ------------------------------------------------------------------------------------------------ only bounded sizes
 
 

@@ -5,15 +5,14 @@ from __future__ import annotations
 import errno
 import os
 import re
-import signal
 import socket
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
-from support.data import message
+from support.data import at_once, message  # noqa: F401 - a fixture
 
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files import read_json, read_lines, read_toml
@@ -38,20 +37,6 @@ LONG = "n" * 300
 posix = pytest.mark.skipif(os.name != "posix", reason="named pipes and devices exist only on POSIX systems")
 
 
-@pytest.fixture
-def at_once() -> Iterator[None]:
-    """Fail if a test takes ten seconds, because opening a named pipe can block."""
-
-    def fail(number: int, frame: object) -> None:
-        raise AssertionError("blocked")
-
-    before = signal.signal(signal.SIGALRM, fail)
-    signal.alarm(10)
-    yield
-    signal.alarm(0)
-    signal.signal(signal.SIGALRM, before)
-
-
 def opened(path: Any) -> bytes:
     with open_file(path) as stream:
         return stream.read()
@@ -69,7 +54,7 @@ def test_a_regular_file_and_a_link_to_it_are_read(tmp_path: Path) -> None:
 
 @posix
 @pytest.mark.parametrize("call", [opened, read_bytes, check_regular, read_json, read_toml, read_lines])
-def test_other_kinds_are_refused_at_once(call: Callable[[Path], Any], tmp_path: Path, at_once: None) -> None:
+def test_other_kinds_are_refused_at_once(call: Callable[[Path], Any], tmp_path: Path, at_once: None) -> None:  # noqa: F811
     os.mkfifo(tmp_path / "pipe")
     server = socket.socket(socket.AF_UNIX)
     server.bind(str(tmp_path / "socket"))

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import signal
 import struct
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -26,6 +28,20 @@ def load_text(file: Path, text: str, **options: Any) -> Dataset:
     """Write a table to a file, and load it."""
     file.write_text(text)
     return load_data(file, **options)
+
+
+@pytest.fixture
+def at_once() -> Iterator[None]:
+    """Fail if a test takes a minute, because opening a named pipe can block. Import this fixture to use it in a file."""
+
+    def fail(number: int, frame: object) -> None:
+        raise AssertionError("blocked")
+
+    before = signal.signal(signal.SIGALRM, fail)
+    signal.alarm(60)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
 
 
 IDX_CODES = {"uint8": 8, "int8": 9, "int16": 11, "int32": 12, "float32": 13, "float64": 14}
