@@ -83,14 +83,15 @@ class GzipStream(io.RawIOBase):
     ----------
     path : name of the file, for error messages
     stream : the gzipped file
+    line_bytes : number of bytes that a line of text takes in memory, if this is more than its length
 
     Raises
     ------
     DataError : when it is read: the file is damaged, or more data than `largest` accepts have been read
     """
 
-    def __init__(self, path: AnyPath, stream: BufferedReader) -> None:
-        self.path = path
+    def __init__(self, path: AnyPath, stream: BufferedReader, line_bytes: int = 0) -> None:
+        self.path, self.line_bytes, self.lines = path, line_bytes, 0
         self.most = largest(os.fstat(stream.fileno()).st_size)
         self.size = os.fstat(stream.fileno()).st_size
         self.unpacked = gzip.GzipFile(fileobj=stream)
@@ -102,14 +103,18 @@ class GzipStream(io.RawIOBase):
         with library_errors(self.path, "damaged gzip file", "use an intact copy"):
             count = self.unpacked.readinto(buffer)  # type: ignore[arg-type]
         self.most -= count
-        if self.most < 0:
+        if self.line_bytes:
+            self.lines += bytes(memoryview(buffer)[:count]).count(b"\n")  # type: ignore[arg-type]
+        if self.most < 0 or self.lines * self.line_bytes > largest(self.size):
             check_claim(self.path, largest(self.size) + 1, self.size)
         return count
 
 
 @contextlib.contextmanager
-def open_unpacked(path: Path) -> Iterator[BufferedReader]:
+def open_unpacked(path: Path, line_bytes: int = 0) -> Iterator[BufferedReader]:
     """Open a regular file for reading its content, which is decompressed if the file is gzipped, whatever its name is.
+
+    line_bytes : see `GzipStream`
 
     Raises
     ------
@@ -118,7 +123,7 @@ def open_unpacked(path: Path) -> Iterator[BufferedReader]:
     with open_file(path) as file:
         with file_errors("read", path):
             gzipped = is_gzipped(file)
-        yield BufferedReader(GzipStream(path, file), 1 << 16) if gzipped else file
+        yield BufferedReader(GzipStream(path, file, line_bytes), 1 << 16) if gzipped else file
 
 
 def is_gzipped(file: BufferedReader) -> bool:

@@ -83,6 +83,17 @@ def csv(path: Path) -> None:
     path.write_bytes(gzip.compress(b"a,b,label\n" + b"0,0,no\n0,0,yes\n" * ROWS))
 
 
+def short_cells(path: Path) -> None:
+    """Each line takes 10 bytes as text, and 40 in memory."""
+    path.write_bytes(gzip.compress(b"a,b,c,d,label\n" + b"1,2,3,4,5\n1,2,3,4,6\n" * 20_000))
+
+
+def several_arrays(path: Path) -> None:
+    """Each array is below the limit, but their sum is not."""
+    x, y = np.zeros((600, 1000), np.uint8), np.arange(600) % 2
+    np.savez_compressed(path, x=x, y=y, x_test=x, y_test=y)
+
+
 def idx_file(path: Path) -> None:
     labels = path.with_name("train-labels-idx1-ubyte")
     path.write_bytes(gzip.compress(idx(np.zeros((ROWS, 4, 4), np.uint8))))
@@ -135,7 +146,9 @@ def images(path: Path) -> None:
 
 BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
     "npz": (npz, "a.npz"),
+    "npz of several arrays": (several_arrays, "a.npz"),
     "csv.gz": (csv, "a.csv.gz"),
+    "csv.gz of short cells": (short_cells, "a.csv.gz"),
     "idx.gz": (idx_file, "train-images-idx3-ubyte"),
     "Parquet numbers": (numbers, "a.parquet"),
     "Parquet text": (text, "a.parquet"),
@@ -343,3 +356,19 @@ def test_columns_whose_size_is_not_known_are_refused(values: list[Any], tmp_path
     column = pa.array(values, pa.binary(2)) if isinstance(values[0], bytes) else pa.array(values)
     parquet.write_table(pa.table({"a": column, "label": ["no", "yes"]}), tmp_path / "a.parquet")
     assert "column 'a' has the type" in message(DataError, load_data, tmp_path / "a.parquet", drop="a")
+
+
+def test_tables_with_very_many_columns(tmp_path: Path) -> None:
+    path = tmp_path / "a.csv"
+    path.write_text("1," * 100_000 + "1\n")
+    text = message(DataError, load_data, path)
+    assert text.startswith(f"{path}: 100,001 columns, more than 100,000; save the data as a folder of arrays")
+
+
+def test_an_extractor_of_another_kind_is_named(tmp_path: Path) -> None:
+    arrays = {"x": np.eye(4), "y": np.arange(4) % 2}
+    for extractor in (np.array([b"ab"]), np.zeros((2, 2), np.uint8), np.zeros(3)):
+        np.savez(tmp_path / "a.npz", **arrays, extractor=extractor, provenance=np.array("{}"))
+        assert str(tmp_path / "a.npz") in message(DataError, load_data, tmp_path / "a.npz")
+    np.savez(tmp_path / "a.npz", **arrays, extractor=np.zeros(3, np.uint8))
+    assert "is given without provenance" in message(DataError, load_data, tmp_path / "a.npz")

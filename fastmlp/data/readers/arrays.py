@@ -176,6 +176,7 @@ def read_npz(path: str | Path, weight: str | None = None) -> RawArrays:
     path = Path(path)
     with open_npz(path) as archive:
         names, notes = find_names(path, archive.files, weight)
+        check_claim(path, sum(member_of(str(path), archive, name).file_size for name in names.values()), size_of(path))
         found: dict[str, Any] = {key: npz_array(path, archive, name) for key, name in names.items()}
     locations = {key: SourceLocation(f"{path}: array {name!r}") for key, name in names.items()}
     return RawArrays(**found, locations=locations, notes=notes)
@@ -215,9 +216,7 @@ def npz_array(path: Path, archive: NpzFile, name: str) -> npt.NDArray[Any]:
     """
     place = f"{path}: array {name!r}"
     assert archive.zip is not None
-    with library_errors(place, "cannot be read", UNREADABLE):
-        members = {member.filename: member for member in archive.zip.infolist()}
-        member = members.get(f"{name}.npy") or members[name]  # NpzFile removes the suffix from the names
+    member = member_of(place, archive, name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the memory of the others is not bounded
         raise DataError(f"{place}: compressed with a method that numpy.savez does not use; {UNREADABLE}")
     check_claim(place, member.file_size, size_of(path))
@@ -227,6 +226,14 @@ def npz_array(path: Path, archive: NpzFile, name: str) -> npt.NDArray[Any]:
         array = np.asarray(archive[name])
     check_text(place, array)
     return array
+
+
+def member_of(place: str, archive: NpzFile, name: str) -> zipfile.ZipInfo:
+    """Return the member of an archive with an array."""
+    assert archive.zip is not None
+    with library_errors(place, "cannot be read", UNREADABLE):
+        members = {member.filename: member for member in archive.zip.infolist()}
+        return members.get(f"{name}.npy") or members[name]  # NpzFile removes the suffix from the names
 
 
 def check_text(place: str | Path, array: npt.NDArray[Any]) -> None:

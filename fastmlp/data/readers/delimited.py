@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     import pyarrow as pa
 
 SMALL = 1 << 20  # bytes of a small file
+CELL = 8  # bytes of a number in memory
 BLOCK = 1 << 20  # bytes that pyarrow reads at a time, its default
 
 
@@ -116,7 +117,8 @@ def open_stream(path: Path, dialect: Dialect) -> Iterator[Any]:
     if size_of(path) < SMALL and not dialect.gzipped and dialect.encoding.startswith("utf-8"):
         yield pa.BufferReader(read_bytes(path).rstrip(b"\r\n") + b"\n")
     elif dialect.gzipped:  # the stream of pyarrow would have no limit
-        with open_unpacked(path) as stream:
+        columns = len(next(rows_of(path, dialect))[1])
+        with open_unpacked(path, CELL * columns) as stream:
             yield pa.PythonFile(stream, "r")
     else:
         check_regular(path)

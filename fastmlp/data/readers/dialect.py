@@ -24,6 +24,7 @@ DELIMITERS = "\t;|,"  # in the order of preference; text often contains commas, 
 DELIMITER_NAMES = {"tab": "\t", "comma": ",", "semicolon": ";", "space": " ", "pipe": "|"}
 SAMPLE = 1 << 18  # characters from which the dialect is detected
 FEW_ROWS = 1000  # rows of the sample
+MAX_COLUMNS = 100_000
 WIDE = 5  # number of columns from which a first row 0, 1, 2, … is a header
 BYTE_ORDER_MARKS = {b"\xff\xfe": "utf-16", b"\xfe\xff": "utf-16", b"\xef\xbb\xbf": "utf-8-sig"}
 # Cells that contain a missing value: those of pandas, and the question mark of the UCI data sets.
@@ -126,10 +127,19 @@ def find_dialect(path: Path, delimiter: str | None = None, header: bool | None =
     rows = [row for row in itertools.islice(lenient_rows(text, found), FEW_ROWS) if row]
     if not rows:
         raise DataError(f"{path}: the first row cannot be read with the delimiter {found!r}", settings=("delimiter",))
+    check_width(path, len(rows[0]))
     dialect = dialect._replace(delimiter=found, decimal=find_decimal(rows, found))
     if header is None and expected.names and expected.names <= {cell.strip() for cell in rows[0]}:
         header = True
     return dialect._replace(header=has_header(path, rows, dialect, expected.header) if header is None else header)
+
+
+def check_width(path: Path, columns: int) -> None:
+    """Raise DataError if a table has more columns than `MAX_COLUMNS`. A column takes several kB, even if it has few rows."""
+    if columns > MAX_COLUMNS:
+        raise DataError(
+            f"{path}: {columns:,} columns, more than {MAX_COLUMNS:,}; save the data as a folder of arrays (x.npy and y.npy)"
+        )
 
 
 def find_encoding(path: Path) -> tuple[str, bool]:

@@ -19,13 +19,14 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.delimited import parse, row_length_error
+from fastmlp.data.readers.delimited import CELL, parse, row_length_error
 from fastmlp.data.readers.dialect import (
     MISSING,
     THOUSANDS,
     UNKNOWN,
     Dialect,
     Expected,
+    check_width,
     find_dialect,
     looks_numeric,
     rows_of,
@@ -42,7 +43,6 @@ PARQUET_SUFFIXES = (".parquet", ".pq")
 PARQUET = b"PAR1"
 NO_PARQUET, CREATE_AGAIN = "not a readable Parquet file", "create it again"
 BATCH = 256  # rows
-CELL = 8  # bytes of a number in memory
 
 
 TextColumns = Callable[[int], Collection[str]]
@@ -76,7 +76,7 @@ class Table:
         """Whether the names of the columns are in the file."""
         return self.dialect is None or self.dialect.header
 
-    @property
+    @cached_property
     def column_names(self) -> list[str]:
         """Names of the columns, with "column N" for columns without a name."""
         return [name or f"column {index + 1}" for index, name in enumerate(self.names)]
@@ -233,6 +233,7 @@ def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
     for field in schema:
         if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):  # their sizes are not known
             raise DataError(f"{path}: column {field.name!r} {not_a_value(field.type)}")
+    check_width(path, len(schema))
     index = pandas_index(schema.metadata or {})
     chosen = [name for name in schema.names if name not in index]
     names = check_names(path, chosen)
