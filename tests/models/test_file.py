@@ -316,7 +316,7 @@ def test_a_description_without_a_format_version_is_rejected(tmp_path: Path, text
 
 
 @pytest.mark.parametrize("sizes", [[10**6, 10**6, 2], [2**31, 2**31, 2**31], [2**62, 2**62], [10**30, 3, 2], [4, 10**11, 2]])
-def test_claimed_sizes_are_checked_before_memory_is_allocated(tmp_path: Path, sizes: list[int]) -> None:
+def test_declared_sizes_are_checked_before_memory_is_allocated(tmp_path: Path, sizes: list[int]) -> None:
     network = {"sizes": sizes, "activation": ["relu"] * (len(sizes) - 2), "dropout": [0.0] * (len(sizes) - 2)}
     refused(forge(tmp_path / "a", network=network))
 
