@@ -135,7 +135,7 @@ DEEP: dict[str, tuple[str, str]] = {
     "dotted header": ("[" + ".".join(["a"] * 10_000) + "]", "line 1: a key or a value has more than 100 dots"),
     "decimal integer": ("seed = " + "1" * 5000, "not valid TOML ("),
     "hexadecimal integer": ("seed = 0x" + "f" * 5000, "an integer does not fit into 64 bits"),
-    "size": ("#" * (1 << 18) + "\nseed = 1", "more than 262,144 bytes"),
+    "size": ("#" * (1 << 18) + "\nseed = 1", "larger than 262,144 bytes"),
     "zero byte": ("seed = 1\0", "not valid TOML ("),
 }
 
@@ -286,4 +286,4 @@ def test_a_model_with_the_encoding_of_another_table_is_named(tmp_path: Path) -> 
     object.__setattr__(model, "encoding", encoding)
     wrong = tmp_path / "wrong.safetensors"
     model.save(wrong)
-    assert refused(3, "predict", wrong, tmp_path / "a.csv").startswith(f"{wrong}: the encoding of the table has 1 features")
+    assert refused(3, "predict", wrong, tmp_path / "a.csv").startswith(f"{wrong}: the table encoding has 1 features")
