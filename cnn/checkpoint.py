@@ -1,4 +1,4 @@
-"""Reading of training checkpoints. A checkpoint may come from a stranger, so all its entries are checked."""
+"""Reading of training checkpoints. A checkpoint may be an untrusted file, so all its entries are checked."""
 
 from __future__ import annotations
 
@@ -44,17 +44,18 @@ def read_checkpoint(data: bytes, name: str, network: nn.Module, optimizer: str) 
     state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
     source, given = Source(name, "corrupt checkpoint", RETRAIN), state["optimizer_name"]
     if type(given) is not str or given not in MOMENTS:
-        raise source.error("unknown optimizer")
+        raise source.error(f"unknown optimizer {str(given)[:60]!r}")
     if given != optimizer:
-        message = f"{name}: checkpoint of optimizer {given}, not {optimizer}; {RETRAIN}, or set optimizer to {given}"
+        message = f"{name}: the checkpoint was written with optimizer {given!r}, but the setting is {optimizer!r}"
+        message += f"; set optimizer to {given!r}, or delete the checkpoint to train from the start"
         raise FileError(message, settings=("optimizer",))
-    other = Source(name, "checkpoint of another network", RETRAIN)
+    other = Source(name, "the checkpoint does not match the network", RETRAIN)
     for key in ("network", "best_network"):
         state[key] = state_of(network, check_tensors(other, key, state[key], shapes_of(network)))
     state["optimizer"] = read_moments(source, state["optimizer"], list(network.parameters()), optimizer)
     check_history(source, state["history"], state["best_epoch"])
     if type(state["best_score"]) is not float:
-        raise source.error("best_score is not a number")
+        raise source.error(f"best_score is of type {type(state['best_score']).__name__}, not float")
     return state
 
 
@@ -65,11 +66,12 @@ def read_moments(source: Source, found: Any, parameters: list[nn.Parameter], opt
     """
     moments = read_dict((read_dict(found) or {}).get("state"))
     if moments is None:
-        raise source.error("no state of the optimizer")
+        raise source.error("the optimizer state is missing")
     checked: dict[int, dict[str, Any]] = {}
     for number, entry in moments.items():
         if type(number) is not int or not 0 <= number < len(parameters):
-            raise source.error("the optimizer does not belong to the network")
+            problem = f"the optimizer state has parameter {repr(number)[:60]}"
+            raise source.error(f"{problem}, but the network has {len(parameters)} parameters")
         place, parameter = f"optimizer {number}", parameters[number]
         shapes = {name: (tuple(parameter.shape), parameter.dtype) for name in MOMENTS[optimizer]}
         if optimizer != "sgd":
@@ -93,7 +95,7 @@ def check_history(source: Source, history: Any, best_epoch: Any) -> tuple[list[d
     if type(history) is not list:
         raise source.error("the history is not a list")
     if type(best_epoch) is not int or not 0 <= best_epoch <= len(history):
-        raise source.error("best_epoch is not an epoch of the history")
+        raise source.error(f"best_epoch is {repr(best_epoch)[:60]}, not an integer from 0 to {len(history)}")
     for number, entry in enumerate(history, start=1):
         log = read_dict(entry) or {}
         if log.keys() != {*LOG_KEYS, *VALIDATION_KEYS} or type(log["epoch"]) is not int or log["epoch"] != number:

@@ -1,4 +1,4 @@
-"""Checks of a file in the format of torch.save before PyTorch reads it, because such a file can claim any amount of memory.
+"""Checks of a file in the format of torch.save before PyTorch reads it, because reading could allocate any amount of memory.
 
 The file is a zip archive with a pickle, `data.pkl`, and one member per storage of a tensor. In the format of PyTorch before
 1.6, in which some published weights are stored, it is a sequence of five pickles and the storages. PyTorch executes the pickle
@@ -21,8 +21,8 @@ from typing import Any
 from .errors import FileError, library_errors
 
 GIB = 1 << 30
-MAX_RATIO = 50  # claims of more than 1 GiB must not be more than this multiple of the size of the file
-REMEDY = "restore it, or train again"
+MAX_RATIO = 50  # more than 1 GiB of data must not be more than this multiple of the size of the file
+REMEDY = "use an intact copy, or create the file again"
 DAMAGED = "not a readable PyTorch file"
 
 # Bytes per element of the storages of tensors, and the functions that construct tensors and dicts.
@@ -39,22 +39,22 @@ PROTOCOL = 2  # of the pickles of torch.save
 PICKLES = 5  # of the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 
 
-def check_claim(name: str, claimed: int, size: int) -> None:
-    """Raise FileError if a file of `size` bytes claims more than 1 GiB and more than MAX_RATIO times its size.
+def check_claim(name: str, declared: int, size: int) -> None:
+    """Raise FileError if a file of `size` bytes declares more than 1 GiB and more than MAX_RATIO times its size.
 
     name : name of the file, for the error message
-    claimed : number of bytes that the contents would take
+    declared : number of bytes that the contents would take
 
     >>> check_claim("a.pt", 2 << 30, 100 << 20)
     """
-    if claimed > max(GIB, MAX_RATIO * size):
-        gib = math.ceil(10 * claimed / GIB) / 10
-        problem = f"{size:,} bytes that claim to be {gib:,} GiB of data, more than {MAX_RATIO} times as much"
-        raise FileError(f"{name}: {problem}; {REMEDY}")
+    if declared > max(GIB, MAX_RATIO * size):
+        gib = math.ceil(10 * declared / GIB) / 10
+        problem = f"the file has {size:,} bytes, but declares {gib:,} GiB of data, more than {MAX_RATIO} times its size"
+        raise FileError(f"{name}: {problem}; use a file from a trusted source")
 
 
 def check_claims(data: bytes, name: str) -> None:
-    """Check that a file contains only tensors and plain values, and does not claim to be much larger than it is.
+    """Check that a file contains only tensors and plain values, and does not declare much more data than its size.
 
     Parameters
     ----------
@@ -63,7 +63,7 @@ def check_claims(data: bytes, name: str) -> None:
 
     Raises
     ------
-    FileError : the file is damaged, claims to be too large (see `check_claim`), or contains other objects
+    FileError : the file is damaged, declares too much data (see `check_claim`), or contains other objects
     """
     if data.startswith(b"PK"):
         with library_errors(FileError, f"{name}: {DAMAGED}", REMEDY):
@@ -86,7 +86,7 @@ def check_zip(archive: zipfile.ZipFile, data: bytes, name: str) -> None:
     # the end, and no two members have the same name. That library ignores the case of names.
     names = {entry.filename.lower() for entry in entries}
     if len(names) != len(entries) or archive.start_dir != start_of_directory(data):
-        raise FileError(f"{name}: {DAMAGED} (ambiguous zip archive); {REMEDY}")
+        raise FileError(f"{name}: {DAMAGED} (the zip archive has duplicate or hidden members); {REMEDY}")
     folder = entries[0].filename.partition("/")[0] if entries else ""
     if f"{folder}/constants.pkl" in names:
         raise FileError(f"{name}: a TorchScript program, not a file of weights; save the state dict of the network")
@@ -139,8 +139,12 @@ def storage_sizes(stream: io.BytesIO, name: str) -> dict[str, int]:
             continue
         last = plain_value(operation, argument, memo)
         if (last is None and not OTHERS.fullmatch(operation)) or (operation == "PROTO" and argument != PROTOCOL):
-            what = "an object twice" if operation in GET else "other objects than tensors and plain values"
-            raise FileError(f"{name}: contains {what} ({operation} {repr(argument)[:60]}); {REMEDY}")
+            if operation in GET:
+                problem = "two entries share one tensor, list or dict (such as tied weights), which is not supported"
+                raise FileError(f"{name}: {problem}; clone the tensors before torch.save")
+            found = argument if operation == "GLOBAL" else operation if argument is None else f"{operation} {argument!r}"
+            problem = f"contains objects other than tensors, numbers and strings ({found[:60]})"
+            raise FileError(f"{name}: {problem}; save the state dict with torch.save(model.state_dict(), file)")
         if operation == "BINPERSID":
             key, size = storage_size(arguments, name)
             sizes[key] = size
@@ -168,4 +172,4 @@ def storage_size(arguments: list[Any], name: str) -> tuple[str, int]:
     match arguments[:5]:
         case ["storage", str(kind), str(key), str(), int(count)] if kind in STORAGES and count >= 0:
             return key, count * STORAGES[kind]
-    raise FileError(f"{name}: {DAMAGED} (a storage without type and size); {REMEDY}")
+    raise FileError(f"{name}: {DAMAGED} (a tensor storage has an invalid type or size); {REMEDY}")

@@ -285,16 +285,19 @@ def from_table(table: object) -> Description:
 
 def check_table(table: object, kind: type) -> dict[str, Any]:
     """Return the values of the fields of a dataclass from a dict; raise DescriptionError for other names or types."""
-    what = "not a description of a network: "
+    what = "invalid network description: "
     if not isinstance(table, dict):
         raise DescriptionError(f"{what}a {type(table).__name__} instead of a dict")
     types = {one.name: TYPES[one.type] for one in fields(kind)}
     required = REQUIRED.get(kind, types.keys())
-    if wrong := [*(table.keys() - types.keys()), *(required - table.keys())]:
-        raise DescriptionError(f"{what}an unknown or missing entry {wrong[0]!r}")
+    if missing := required - table.keys():
+        raise DescriptionError(f"{what}entry {min(missing)!r} is missing")
+    if unknown := table.keys() - types.keys():
+        raise DescriptionError(f"{what}unknown entry {next(iter(unknown))!r}")
     for name, value in table.items():
         if type(value) not in types[name]:
-            raise DescriptionError(f"{what}{name} is a {type(value).__name__}")
+            expected = " or ".join(one.__name__ for one in types[name])
+            raise DescriptionError(f"{what}{name} must be {expected}, not {type(value).__name__}")
     return dict(table)
 
 
@@ -302,7 +305,7 @@ def read_integers(name: str, values: Sequence[Any], count: int | None = None) ->
     """Return a list of integers as a tuple; raise DescriptionError for other types, or for another length than `count`."""
     if count not in (None, len(values)) or any(type(value) is not int for value in values):
         expected = "integers" if count is None else f"{count} integers"
-        raise DescriptionError(f"not a description of a network: {name} must be a list of {expected}")
+        raise DescriptionError(f"invalid network description: {name} must be a list of {expected}")
     return tuple(values)
 
 
@@ -356,7 +359,7 @@ def check_minimum(settings: Any, minimum: int, *names: str) -> None:
         if getattr(settings, name) < minimum:
             raise DescriptionError(f"{name} must be {minimum} or more, not {getattr(settings, name)}", settings=(name,))
         if getattr(settings, name) > MAX_SIZE:
-            raise DescriptionError(f"{name} must be {MAX_SIZE} or less", settings=(name,))
+            raise DescriptionError(f"{name} must be at most {MAX_SIZE:,}, not {getattr(settings, name):,}", settings=(name,))
 
 
 def check_sizes(image_shape: tuple[int, int, int], classes: int) -> None:
@@ -366,7 +369,7 @@ def check_sizes(image_shape: tuple[int, int, int], classes: int) -> None:
         message = f"images must have between 1 and {MAX_OUTPUTS:,} values, not {shown}; resize them"
         raise DescriptionError(message, settings=("image_size",))
     if not 1 <= classes <= MAX_SIZE:
-        raise DescriptionError(f"the number of classes must be between 1 and {MAX_SIZE}")
+        raise DescriptionError(f"the number of classes must be between 1 and {MAX_SIZE:,}, not {classes:,}")
 
 
 def check_name(setting: str, name: str, known: Sequence[str]) -> None:

@@ -70,9 +70,9 @@ def reason(error: Exception) -> str:
 
 @contextlib.contextmanager
 def library_errors(kind: type[CNNError], problem: str, remedy: str, settings: Sequence[str] = ()) -> Iterator[None]:
-    """Convert any exception of another library to a CNNError of one line.
+    """Convert every exception raised in the block to an error of type `kind` with a one-line message.
 
-    The block holds only the call of the library. Which exceptions libraries raise for damaged files, or for networks that do
+    The block contains only the call of the library. Which exceptions libraries raise for damaged files, or for networks that do
     not fit, is not documented, so all of them are converted. Exceptions of this package pass unchanged.
 
     Parameters

@@ -177,7 +177,7 @@ def from_bytes(data: bytes, name: str) -> Extractor:
     with library_errors(FileError, f"{name}: {source.problem}", remedy):
         table = json.loads(state["table"])
     if type(table) is not dict or table.keys() != {"network", "layer"} or type(table["layer"]) is not str:
-        raise source.error("the description is not a network and a layer")
+        raise source.error('the description must have exactly the entries "network" and "layer"')
     try:
         description = read_description(table["network"])
         network = restore_network(source, description, state["network"], len(data))
@@ -190,7 +190,10 @@ def from_bytes(data: bytes, name: str) -> Extractor:
 
 
 def restore_network(source: Source, description: AnyDescription, found: Any, size: int) -> nn.Module:
-    """Build the network of a description with the tensors of a file. The description must not claim more memory than they take.
+    """Build the network of a description with the tensors of a file.
+
+    Their shapes are compared with the description before the network is built, so that a small file cannot make a large network
+    be allocated.
 
     found : state dict that was read from the file
     size : size of the file in bytes

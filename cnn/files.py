@@ -1,7 +1,7 @@
 """Reading and writing of files in the format of torch.save: dicts of tensors and plain values, as bytes.
 
 Files that this package writes have a format version. Files of pretrained weights from torchvision do not have one. All files
-may come from strangers: `read_file` opens only regular files, `claims.check_claims` bounds the memory that a file can claim,
+may be untrusted: `read_file` opens only regular files, `claims.check_claims` bounds the memory that reading can allocate,
 and the other functions check the types and shapes of what was read.
 """
 
@@ -27,7 +27,12 @@ Shapes = Mapping[str, tuple[tuple[int, ...], torch.dtype]]  # shape and dtype of
 
 
 class Source(NamedTuple):
-    """The file that is being checked: its name, what is wrong with it if a check fails, and the remedy, for error messages."""
+    """The file that is being checked, for error messages.
+
+    name : name of the file
+    problem : start of the message of a failed check
+    remedy : advice at the end of the message
+    """
 
     name: str
     problem: str
@@ -39,7 +44,7 @@ class Source(NamedTuple):
 
 
 def read_file(path: Path, settings: Sequence[str] = ()) -> bytes:
-    """Return the contents of a regular file. A named pipe is refused without waiting for a writer.
+    """Return the contents of a regular file. A named pipe is rejected without waiting for a writer.
 
     settings : names of the settings with the path, for the error
 
@@ -68,13 +73,13 @@ def read_state(data: bytes, name: str) -> dict[str, Any]:
 
     Raises
     ------
-    FileError : the data are corrupt, do not contain such a dict, or claim to be much larger than they are
+    FileError : the data are corrupt, do not contain such a dict, or declare much more data than their size
     """
     return read_dict(_load(data, name)) or {}
 
 
 def _load(data: bytes, name: str) -> Any:
-    """Implement `read_state`; the result may be an OrderedDict, whose attributes come from the file."""
+    """Implement `read_state`; the result may be an OrderedDict, whose attributes are controlled by the file."""
     check_claims(data, name)
     with library_errors(FileError, f"{name}: {DAMAGED}", REMEDY):
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
@@ -86,7 +91,7 @@ def _load(data: bytes, name: str) -> Any:
 def read_dict(found: object) -> dict[Any, Any] | None:
     """Return a copy of a dict or OrderedDict that was read from a file, and None for other types.
 
-    It is copied because the file can set attributes of an OrderedDict, also `items` and `get`.
+    It is copied because the file can set attributes of an OrderedDict, including `items` and `get`.
     """
     return dict(dict.items(found)) if isinstance(found, dict) else None
 
@@ -105,7 +110,7 @@ def read_weights(data: bytes, name: str) -> OrderedDict[str, torch.Tensor]:
     weights: OrderedDict[str, torch.Tensor] = OrderedDict(read_dict(found) or {})
     for key, value in weights.items():
         if type(key) is not str or not isinstance(value, torch.Tensor):
-            raise source.error(f"an entry is a {type(value).__name__}, not a tensor with a name")
+            raise source.error(f"entry {repr(key)[:60]} is of type {type(value).__name__}; entries must be tensors with a name")
         check_stored(source, key, value)
     modules = vars(found).get("_metadata") if isinstance(found, OrderedDict) else None
     if modules is not None:
@@ -128,7 +133,7 @@ def check_stored(source: Source, place: str, value: torch.Tensor) -> None:
     """Raise FileError if a tensor takes more memory than its elements in the file, as after torch.Tensor.expand."""
     stored = value.untyped_storage().nbytes()
     if value.is_neg() or value.numel() * value.element_size() > stored:
-        raise source.error(f"{place} has shape {list(value.shape)}, but {stored:,} bytes")
+        raise source.error(f"{place} has shape {list(value.shape)}, but the file stores only {stored:,} bytes of it")
 
 
 def check_tensor(source: Source, place: str, value: Any, shape: tuple[int, ...], dtype: torch.dtype) -> torch.Tensor:
@@ -143,7 +148,7 @@ def check_tensor(source: Source, place: str, value: Any, shape: tuple[int, ...],
     if type(value) is not torch.Tensor:
         raise source.error(f"{place} is a {type(value).__name__}, not a tensor")
     if tuple(value.shape) != shape or value.dtype != dtype:
-        raise source.error(f"{place} has shape {list(value.shape)} and {value.dtype}, not {list(shape)} and {dtype}")
+        raise source.error(f"{place} has shape {list(value.shape)} and dtype {value.dtype}, not {list(shape)} and {dtype}")
     check_stored(source, place, value)
     return value.detach()
 
@@ -157,7 +162,8 @@ def check_tensors(source: Source, place: str, found: Any, shapes: Shapes) -> dic
         raise source.error(f"{place} is a {type(found).__name__}, not a dict")
     if tensors.keys() != shapes.keys():
         name = next(iter(shapes.keys() - tensors.keys()), None)
-        raise source.error(f"{place} lacks {name}" if name else f"{place} has {len(tensors)} entries, not {len(shapes)}")
+        reason = f": tensor {name!r} is missing" if name else f" has {len(tensors)} entries, not {len(shapes)}"
+        raise source.error(f"{place}{reason}")
     return {name: check_tensor(source, f"{place} {name}", tensors[name], *shapes[name]) for name in shapes}
 
 

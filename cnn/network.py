@@ -175,8 +175,8 @@ def build_backbone(name: str, image_shape: tuple[int, int, int], classes: int, s
 def check_images(backbone: Backbone, image_shape: tuple[int, int, int]) -> None:
     """Raise DescriptionError if a backbone does not accept images of shape (height, width, channels)."""
     height, width, _ = image_shape
-    problem = f"backbone {backbone.name} does not accept images of {height}x{width}"
-    with library_errors(DescriptionError, problem, f"{ANOTHER}, or another size of images", ("backbone", "image_size")):
+    problem = f"backbone {backbone.name} does not accept images of {height}x{width} pixels"
+    with library_errors(DescriptionError, problem, f"{ANOTHER}, or resize the images", ("backbone", "image_size")):
         output_shape(backbone, image_shape)
 
 
@@ -197,7 +197,7 @@ def backbone_bytes(name: str) -> int:
 
 
 def output_shape(network: nn.Module, image_shape: tuple[int, int, int]) -> tuple[int, ...]:
-    """Return the shape of the output of a network for two images, without computing the output or taking memory for it.
+    """Return the shape of the output of a network for two images, without computing the output or allocating memory for it.
 
     The network is switched to evaluation mode. Exceptions of PyTorch and torchvision are not converted.
     """

@@ -144,7 +144,7 @@ def restore(
         raise source.error("they were made with another network")
     history, best_epoch = check_history(source, cnn.get("history"), cnn.get("best_epoch"))
     if type(stopped := cnn.get("stopped")) is not str:
-        raise source.error("no reason why the training ended")
+        raise source.error("entry 'stopped' is missing or is not a text")
     network = restored.network.to(prepared.device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     splits = make_splits(prepared, parts, restored.scaling)
     figures = {name: evaluate(network, split, prepared.settings.autocast) for name, split in splits.items()}

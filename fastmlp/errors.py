@@ -18,7 +18,7 @@ JOINERS = "\u200c\u200d"  # zero-width characters that some scripts and emoji ne
 def printable(text: str) -> str:
     r"""Return a text whose control and formatting characters, lone surrogates and line breaks are replaced by escape sequences.
 
-    Names in files from others can contain such characters, with which they could set the title of a terminal, forge further
+    Names in untrusted files can contain such characters, with which they could set the title of a terminal, forge further
     lines of output, or reverse the direction of writing. All other text, including that of other scripts, is unchanged.
 
     >>> printable("caf\u00e9\n\x1b]0;title\x07 \u202e \udc80")

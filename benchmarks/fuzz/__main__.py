@@ -1,7 +1,7 @@
 """Read mutants of small valid files with every reader of fastmlp: python -m benchmarks.fuzz [--mutants 100000] [--seed 0]
 [--jobs 2] [--readers NAMES] [--out FILE.json] [--findings FOLDER]
 
-Each mutant is read or refused, with a message of one line that names the file. All else is a finding: another exception, a
+Each mutant is read, or rejected with a one-line message that names the file. All else is a finding: another exception, a
 crash, a hang, memory beyond twice the file plus 100 MB, another message, a file that is opened for writing, a warning, or
 output. A mutant is a function of the seed, the reader and its number. The smallest mutant of each finding is saved in
 --findings, and the exit status is 1 if there are any.
@@ -19,7 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from benchmarks.fuzz.campaign import Batch, Finding, campaign, merged
+from benchmarks.fuzz.campaign import Batch, Finding, campaign, merge
 from benchmarks.fuzz.findings import FOLDER, save
 from benchmarks.fuzz.mutants import mutant
 from benchmarks.fuzz.outcomes import READ, REFUSED, size_of
@@ -59,7 +59,7 @@ class Results:
         row["seconds"] += batch.seconds
         row["slowest_seconds"] = max(row["slowest_seconds"], batch.slowest)
         row["most_bytes"] = max(row["most_bytes"], batch.grown)
-        merged(self.findings, batch, self.size)
+        merge(self.findings, batch, self.size)
 
     def table(self) -> dict[str, Any]:
         """Return the results per reader, for the record."""
@@ -81,12 +81,12 @@ def run(readers: Sequence[Reader], options: argparse.Namespace) -> Results:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--mutants", type=int, default=100_000, help="number of mutants of all readers")
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--mutants", type=int, default=100_000, help="total number of mutants, divided among the readers")
+    parser.add_argument("--seed", type=int, default=0, help="seed of the mutations [default: 0]")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
-    parser.add_argument("--readers", default=",".join(READERS))
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--findings", type=Path, default=FOLDER)
+    parser.add_argument("--readers", default=",".join(READERS), help="comma-separated names of readers [default: all]")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--findings", type=Path, default=FOLDER, help="folder for the mutants that trigger findings")
     options = parser.parse_args(arguments)
     started = time.monotonic()
     results = run([READERS[name] for name in options.readers.split(",")], options)

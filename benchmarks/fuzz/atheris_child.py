@@ -1,8 +1,8 @@
 """Fuzz one reader with Atheris, in a process of its own, which libFuzzer ends: see atheris_targets.py.
 
 python -m benchmarks.fuzz.atheris_child READER FOLDER [FLAGS OF LIBFUZZER]; the corpus is FOLDER/corpus, and the findings are
-written to FOLDER/findings. An input of the fuzzer has the number of a sample, the number of the file of it that is replaced,
-and the content of this file.
+written to FOLDER/findings. In an input of the fuzzer, byte 0 selects the sample, byte 1 the file to
+replace, and the rest is the new content of this file.
 """
 
 from __future__ import annotations

@@ -93,10 +93,10 @@ def executions(log: str) -> int:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="duration per reader")
-    parser.add_argument("--readers", default=",".join(READERS))
+    parser.add_argument("--readers", default=",".join(READERS), help="comma-separated names of readers [default: all]")
     parser.add_argument("--jobs", type=int, default=2, help="number of readers that are fuzzed at a time")
-    parser.add_argument("--out", type=Path)
-    parser.add_argument("--findings", type=Path, default=FOLDER)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
+    parser.add_argument("--findings", type=Path, default=FOLDER, help="folder for the inputs that trigger findings")
     options = parser.parse_args(arguments)
     rows, found = [], []
     with ThreadPoolExecutor(options.jobs) as pool:

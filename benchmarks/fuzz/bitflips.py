@@ -1,8 +1,8 @@
 """Flip every bit of a small checkpoint and of a small model file: python -m benchmarks.fuzz.bitflips [--out FILE.json]
 
-Reading must raise DataError. A flip is harmless if the file is read and its content is the same, such as that of a blank which
-safetensors ignores; these are listed. The exit status is 1 if a flip changes the content without an error, or raises another
-exception.
+Reading must raise DataError. A flip is harmless if the file is still read with the same contents, for example a flip in the
+padding of the safetensors header; harmless flips are listed.
+The exit status is 1 if a flip changes the content without an error, or raises another exception.
 """
 
 from __future__ import annotations
@@ -30,7 +30,13 @@ Flip = tuple[int, int]  # a byte and a bit of it
 
 
 class Flips(NamedTuple):
-    """The flips of a file: the number that raised DataError, those that are harmless, and those that are not."""
+    """Results of flipping the bits of a file.
+
+    detected : number of flips that raised DataError
+    harmless : flips that do not change the contents
+    undetected : flips that change the contents without an error
+    other : messages of exceptions other than DataError
+    """
 
     detected: int
     harmless: list[Flip]
@@ -71,7 +77,7 @@ def flip(path: Path, data: bytes, read: Read, flips: Iterable[Flip]) -> Flips:
             read(path)
         except DataError:
             detected += 1
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic of a library in Rust is not a subclass of Exception
             other.append(f"{path.name}: byte {byte}, bit {bit}: {type(error).__name__}: {error}")
         else:
             (harmless if content(path) == before else undetected).append((byte, bit))
@@ -80,7 +86,7 @@ def flip(path: Path, data: bytes, read: Read, flips: Iterable[Flip]) -> Flips:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     options = parser.parse_args(arguments)
     rows, wrong = [], []
     for name, (data, read) in files().items():

@@ -36,10 +36,10 @@ from benchmarks.fuzz.outcomes import (
 from benchmarks.fuzz.readers import Reader
 
 BATCH = 100  # mutants of a task
-MOST_BYTES = 4 << 30  # by which the resident memory of a worker may grow before it is ended
-MOST_ADDRESSES = 16 << 30  # by which its address space may grow; allocations beyond this fail with MemoryError
-GRACE = 5.0  # seconds after which a worker is ended that the alarm did not interrupt
-TICK = 0.2  # seconds between two looks at the workers
+MOST_BYTES = 4 << 30  # maximum growth of a worker's resident memory; beyond it, the worker is killed
+MOST_ADDRESSES = 16 << 30  # maximum growth of its address space; allocations beyond this fail with MemoryError
+GRACE = 5.0  # seconds to wait for a worker that the alarm did not interrupt before it is killed
+TICK = 0.2  # polling interval, in seconds
 SHARED = Path("/dev/shm")  # a file system in memory
 
 
@@ -181,7 +181,7 @@ class Worker:
 
 
 def resident_bytes(pid: int | None) -> int:
-    """Return the resident memory of a process; 0 if it has ended, or if the system does not tell."""
+    """Return the resident memory of a process; 0 if it has ended, or if it is not available."""
     try:
         return int(Path(f"/proc/{pid}/statm").read_text().split()[1]) * resource.getpagesize()
     except (OSError, IndexError):
@@ -259,7 +259,7 @@ def ended(worker: Worker, fault: str, tasks: deque[Task]) -> Batch:
     return Batch(one, Counter({outcome.kind: 1}), [(index, outcome)], 0.0, worker.seconds, 0)
 
 
-def merged(findings: dict[Any, Finding], batch: Batch, sizes: Any) -> None:
+def merge(findings: dict[Any, Finding], batch: Batch, sizes: Any) -> None:
     """Add the findings of a batch to those with the same key, of which the smallest mutant is kept.
 
     sizes : function that returns the size of a mutant from its reader and number

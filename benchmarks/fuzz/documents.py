@@ -68,7 +68,7 @@ class Texts:
 
 
 def other_value(old: Any, texts: Texts, rng: Random) -> Any:
-    """Return a value to replace `old`: one of another type, a number out of range, a hostile text, or deep nesting."""
+    """Return a value to replace `old`: one of another type, a number out of range, a malicious text, or deep nesting."""
     kind = rng.randrange(6)
     if kind == 0:
         return texts.add(rng.choice(NUMBERS))

@@ -74,9 +74,9 @@ def line_of(row: dict[str, Any]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--megabytes", type=int, default=64)
-    parser.add_argument("--readers", default=",".join(LARGE))
-    parser.add_argument("--out", type=Path)
+    parser.add_argument("--megabytes", type=int, default=64, help="size of the files [default: 64]")
+    parser.add_argument("--readers", default=",".join(LARGE), help="comma-separated names of readers [default: all]")
+    parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--one", nargs=3, metavar=("READER", "LARGE", "SMALL"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
     if options.one:

@@ -130,7 +130,7 @@ def mutate_npy_header(data: bytes, rng: Random) -> bytes:
 
 
 def fitting(header: dict[str, Any], values: bytes) -> bytes:
-    """Return values of the size that a header claims, if it is small."""
+    """Return values of the size that a header declares, if it is small."""
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")

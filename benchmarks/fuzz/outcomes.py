@@ -1,4 +1,4 @@
-"""What happens when a mutant is read: it is read, it is refused with a clear message, or there is a finding."""
+"""Outcomes of reading a mutant: it is read, it is rejected with a clear message, or there is a finding."""
 
 from __future__ import annotations
 
@@ -23,10 +23,10 @@ READ, REFUSED = "read", "refused"
 EXCEPTION, CRASH, HANG, MEMORY, MESSAGE = "exception", "crash", "hang", "memory", "message"
 WRITES, WARNING, OUTPUT = "writes", "warning", "output"
 FINDINGS = (EXCEPTION, CRASH, HANG, MEMORY, MESSAGE, WRITES, WARNING, OUTPUT)
-SECONDS = 10.0  # of CPU time after which a reader hangs
-WAITING = 6  # a reader also hangs after this multiple of the CPU time, which is wall-clock time, such as for a FIFO
-SPARE_BYTES = 100 * 10**6  # that a reader may use in addition to twice the size of the file
-UNPACKED_BYTES = 1 << 30  # that the content of a file may claim, if its format is compressed or declares a size, as of images
+SECONDS = 10.0  # limit of CPU time per file
+WAITING = 6  # limit of wall-clock time as a multiple of SECONDS, such as for reading a FIFO
+SPARE_BYTES = 100 * 10**6  # memory that a reader may use in addition to twice the size of the file
+UNPACKED_BYTES = 1 << 30  # additional memory for formats that are compressed or declare a size, such as images
 PACKAGE = Path(fastmlp.__file__).parent
 LONGEST = 600  # characters of a message, without the folder of the file
 CLEAR_REFS, STATUS = Path("/proc/self/clear_refs"), Path("/proc/self/status")
@@ -86,7 +86,7 @@ class Outcome(NamedTuple):
 
     @property
     def key(self) -> tuple[str, str, str]:
-        """Findings of a reader with the same key count as one."""
+        """(kind, error, frame), by which findings of a reader are deduplicated."""
         return self.kind, self.error, self.frame
 
 
@@ -236,7 +236,7 @@ def check(target: Target, path: Path, size: int, seconds: float | None = SECONDS
             raise
         except Hung as error:
             outcome = Outcome(HANG, "", frame_of(error.__traceback__))
-        except BaseException as error:  # a panic of a library in Rust is no Exception
+        except BaseException as error:  # a panic of a library in Rust is not a subclass of Exception
             outcome = outcome_of(error, path, target.names_file)
     grown = peak_bytes() - before
     if outcome.kind in (READ, REFUSED):

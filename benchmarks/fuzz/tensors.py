@@ -70,7 +70,7 @@ def build_safetensors(text: str, values: bytes) -> bytes:
 
 
 def mutate_tensor(data: bytes, rng: Random) -> bytes:
-    """Change the dtype, the shape or the offsets of a tensor; the values get the size that the header claims, if possible."""
+    """Change the dtype, the shape or the offsets of a tensor; the values get the size that the header declares, if possible."""
     header, values = parse_safetensors(data)
     names = [name for name in header if name != "__metadata__"]
     if not names:

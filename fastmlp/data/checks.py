@@ -234,12 +234,13 @@ def check_description(network: Network, features: int | None, classes: Sequence[
     """Raise DataError unless the scaling, the class names and the image shape match the network, and the names are valid."""
     first, last = network.sizes[0], network.sizes[-1]
     if features is not None and features != first:
-        raise DataError(f"the scaling is for {features} features, but the network takes {first}")
+        raise DataError(f"the scaling is for {features} features, but the network takes {first}; pass one value per feature")
     if len(classes) not in (0, last):
-        raise DataError(f"classes has {len(classes)} names, but the network has {last} outputs")
+        raise DataError(f"classes has {len(classes)} names, but the network has {last} outputs; pass one name per output")
     check_class_names(classes)
     if shape is not None and int(np.prod(shape)) != first:
-        raise DataError(f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features")
+        problem = f"image_shape {shape} has {int(np.prod(shape))} pixels, but the network takes {first} features"
+        raise DataError(f"{problem}; correct image_shape")
 
 
 def check_features(values: Any, location: SourceLocation) -> tuple[Array, tuple[int, int, int] | None]:

@@ -35,7 +35,7 @@ TASKS = ("classification", "regression")
 
 
 class ProvenanceImages(msgspec.Struct):
-    """The items of the description of the images that are read."""
+    """Fields of `Provenance.images` that fastmlp uses; other fields are ignored."""
 
     name: str
     sha256: str
@@ -43,7 +43,7 @@ class ProvenanceImages(msgspec.Struct):
 
 
 class ProvenanceNetwork(msgspec.Struct):
-    """The items of the description of the network that are read."""
+    """Fields of `Provenance.network` that fastmlp uses; other fields are ignored."""
 
     image_shape: tuple[int, int, int]
 
@@ -237,11 +237,12 @@ def _optional_fields(arrays: RawArrays, rows: int, locations: Mapping[str, Sourc
         found["validation"] = chosen.astype(np.int64)
     if arrays.extractor is not None:  # without an extractor, an array called provenance was not written by fastmlp
         if arrays.provenance is None:
-            raise DataError(f"{locations['extractor'].text} is given without provenance; extract the features again")
+            raise DataError(f"{locations['extractor'].text} has no matching array 'provenance'; extract the features again")
         found["provenance"] = _provenance(arrays.provenance, locations["provenance"])
         extractor = np.asarray(arrays.extractor)
         if extractor.dtype != np.uint8 or extractor.ndim != 1:
-            raise DataError(f"{locations['extractor'].text}: not the bytes of an extractor; extract the features again")
+            problem = "must be a 1-d uint8 array with a serialized extractor"
+            raise DataError(f"{locations['extractor'].text}: {problem}; extract the features again")
         found["extractor"] = extractor.tobytes()
     return found
 

@@ -64,14 +64,14 @@ def class_labels(names: Sequence[str], text: bool = False) -> npt.NDArray[Any]:
     return np.array([int(name) for name in names] if whole else names)
 
 
-def check_class_names(names: Sequence[str], location: Callable[[int], str] = "class {}".format) -> None:
+def check_class_names(names: Sequence[str], location: Callable[[int], str] = "classes[{}]".format) -> None:
     r"""Check that class names can be shown in one line of text and written to files.
 
-    Every function that receives class names calls this one. Refused are lone surrogates (which bytes of file names become that
-    are not UTF-8), control characters such as tabs and line breaks (category Cc), line and paragraph separators (Zl, Zp), and
-    the characters that embed, override or isolate the direction of text (U+202A to U+202E, U+2066 to U+2069), because they can
-    reverse the text that follows the name, such as the numbers in a report. Other formatting characters are accepted, because
-    words of some scripts contain them.
+    Every function that receives class names calls this one. Names are rejected if they contain lone surrogates
+    (Python's representation of bytes in file names that are not valid UTF-8), control characters such as tabs and line breaks
+    (category Cc), line and paragraph separators (Zl, Zp), or bidirectional control characters (U+202A to U+202E, U+2066 to
+    U+2069), which can reverse the text that follows the name, such as the numbers in a report.
+    Other formatting characters are accepted, because words of some scripts contain them.
 
     Parameters
     ----------
@@ -86,26 +86,26 @@ def check_class_names(names: Sequence[str], location: Callable[[int], str] = "cl
     --------
     >>> check_class_names(["cat", "d\x07g"], "a.npz: name {}".format)
     Traceback (most recent call last):
-    fastmlp.errors.DataError: a.npz: name 1: the class name 'd\x07g' has the control character U+0007; rename the class
+    fastmlp.errors.DataError: a.npz: name 1: the class name 'd\x07g' contains the control character U+0007; rename the class
     """
     for index, name in enumerate(names):
         if not isinstance(name, str):
-            raise DataError(f"{location(index)}: the class name {name!r} is not a string; convert it")
-        if not name.isprintable() and (reason := unfit_character(name)):
+            raise DataError(f"{location(index)}: the class name {name!r} is not a string; pass str")
+        if not name.isprintable() and (reason := invalid_reason(name)):
             shown = name if len(name) <= LONGEST_SHOWN else f"{name[:LONGEST_SHOWN]}…"
             raise DataError(f"{location(index)}: the class name {shown!r} {reason}; rename the class")
 
 
-def unfit_character(name: str) -> str:
+def invalid_reason(name: str) -> str:
     """Return why a name cannot be a class name, see `check_class_names`; empty if it can be one."""
     for char in name:
         category, code = unicodedata.category(char), f"U+{ord(char):04X}"
         if category == "Cs":
             return f"is not valid Unicode, because of the lone surrogate {code}"
         if category in REFUSED_CATEGORIES:
-            return f"has the {REFUSED_CATEGORIES[category]} {code}"
+            return f"contains the {REFUSED_CATEGORIES[category]} {code}"
         if char in BIDI_CONTROLS:
-            return f"has the formatting character {code}, which changes the direction of text"
+            return f"contains the bidirectional control character {code}"
     return ""
 
 

@@ -61,15 +61,15 @@ def load_data(  # noqa: PLR0913 - the options of all sources
         it
     header : for tables, whether the first row contains the names of the columns; None to detect it
     skip_bad : whether unreadable files of an image folder are left out
-    max_decompressed : largest decompressed size of a file in GiB, and of an array that it declares, see `files.limits`; None
-        for 1 GiB, or 50 times the size of the file if this is more
+    max_decompressed : maximum size, in GiB, of the decompressed contents of a file and of the arrays declared in its header;
+        None means 1 GiB. Up to 50 times the size of the file is always accepted
     progress : whether to show a progress bar on stderr while downloading
 
     Raises
     ------
     ConfigError : unknown task, invalid image_size, or a setting that does not apply to this source
-    DataError : unknown name, missing path, or damaged data; or a table whose target is not clear, with missing values, or with
-        too many categories
+    DataError : unknown name, missing path, damaged data, or data larger than max_decompressed; or a table whose target is not
+        clear, with missing values, or with too many categories
     UnavailableError : a file is missing and cannot be downloaded
 
     Examples

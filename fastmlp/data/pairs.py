@@ -184,7 +184,7 @@ def checked_names(classes: Any) -> tuple[str, ...]:
     names = tuple(map(str, classes))
     if repeated := [name for name, count in Counter(names).items() if count > 1]:
         raise ConfigError(f"classes must be a list of distinct names, but {repeated[0]!r} occurs more than once")
-    check_class_names(names, "classes, name {}".format)
+    check_class_names(names, "classes[{}]".format)
     return names
 
 

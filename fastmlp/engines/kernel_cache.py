@@ -74,8 +74,8 @@ def private_folder(folder: Path, create: bool = False) -> Iterator[tuple[Path, i
     """
     if create and not os.path.lexists(folder):
         folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-    if folder.is_symlink():  # for the message: O_NOFOLLOW refuses links, too
-        raise UnsafeFolder(f"{folder} is a symbolic link; use the folder that it leads to")
+    if folder.is_symlink():  # for the message: O_NOFOLLOW rejects links, too
+        raise UnsafeFolder(f"{folder} is a symbolic link; use its target")
     # The folders above may be links. Another user who can rename the folder cannot replace it with one of their own, because
     # the owner and the mode are those of the folder that has been opened.
     descriptor = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW) if BY_DESCRIPTOR else None
@@ -186,7 +186,7 @@ def read_private(path: Path, folder: int | None) -> bytes:
         raise
     try:
         found = os.fstat(descriptor)
-        # Another user can link to a file of this user, such as a download, while the folder is writable for them.
+        # Reject hard links: while the folder was writable for others, they may have linked to an unrelated file of this user.
         if not stat.S_ISREG(found.st_mode) or found.st_nlink > 1 or unsafe_owner(found):
             return b""
         return os.read(descriptor, found.st_size)

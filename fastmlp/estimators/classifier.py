@@ -297,7 +297,7 @@ class MLPClassifier(ClassifierMixin, BaseMLP):
         if isinstance(self.class_weight, Mapping) and not self._multilabel:
             if unknown := set(self.class_weight) - set(self.classes_.tolist()):
                 keys = some_names([repr(key) for key in sorted(unknown, key=str)])
-                raise ConfigError(f"class_weight has the keys [{keys}], which are no classes")
+                raise ConfigError(f"class_weight has the keys [{keys}], which are not classes of y")
             of_class = [self.class_weight.get(name, 1.0) for name in self.classes_.tolist()]
             weights: FloatArray = np.asarray(of_class, np.float64)[self._encoder.encode(column_or_1d(y))]
         else:

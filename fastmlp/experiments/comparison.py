@@ -234,7 +234,7 @@ def draw(entries: Sequence[Entry], rows: Sequence[Mapping[str, Any]], out: Path)
 
 
 def legend_labels(names: Sequence[str]) -> list[str]:
-    """Return different labels for the names: short ones, or else longer ones, or else numbered ones."""
+    """Return distinct legend labels: truncated names, or else less truncated names, or else numbered names."""
     for longest in (LONGEST_LABEL, LONGEST_TITLE):
         labels = [short_name(name, longest) for name in names]
         if len({*labels}) == len(labels):

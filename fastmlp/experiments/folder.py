@@ -49,7 +49,7 @@ class _Extracted(msgspec.Struct):
 
 
 class RunData(msgspec.Struct):
-    """The items of data.json, and of "data" in result.json, that are read."""
+    """Fields of data.json, and of "data" in result.json, that fastmlp uses; other fields are ignored."""
 
     name: str
     sha256: str | None
@@ -67,7 +67,7 @@ class _Network(msgspec.Struct):
 
 
 class StoredResult(msgspec.Struct):
-    """The items of result.json that are read, whose types are checked by `read_run_result`."""
+    """Fields of result.json that fastmlp uses, whose types are checked by `read_run_result`; other fields are ignored."""
 
     data: RunData
     settings: _Settings

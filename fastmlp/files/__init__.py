@@ -1,6 +1,6 @@
 """Reading and atomic writing of JSON, TOML and JSON Lines files; hashes of files.
 
-Files are found and opened by reading.py, limits.py limits the memory that small files can claim, and locks.py locks files.
+Files are found and opened by reading.py, limits.py rejects decompression bombs, and locks.py locks files.
 
 After a crash, either the complete old file or the complete new file exists, never a partial one. File-system errors are raised
 as DataError, with a one-line message that contains the path and a remedy. A process that is killed leaves its temporary file;
@@ -29,8 +29,8 @@ Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
 MAX_TOML = 1 << 18  # bytes; a larger file contains no settings
-MAX_DOTS = 100  # in a key of a TOML file; tomllib takes memory for the square of their number
-MAX_DEPTH = 8  # settings have lists in a table
+MAX_DOTS = 100  # maximum number of dots in a key of a TOML file; tomllib's memory use is quadratic in it
+MAX_DEPTH = 8  # maximum nesting depth of values; settings have lists in a table
 RESTORE = "restore it from a backup or repeat the run"
 
 
@@ -107,7 +107,8 @@ def json_bytes(value: object, indent: int = 0) -> bytes:
     try:
         compact = msgspec.json.encode(value, enc_hook=_plain_scalar)
     except UnicodeEncodeError as error:
-        raise DataError(f"cannot write {error.object!r} as JSON: it is not valid Unicode; rename it") from error
+        message = "it is not valid Unicode, such as a file name that is not UTF-8; rename the file"
+        raise DataError(f"cannot store {error.object!r} in JSON: {message}") from error
     compact = escaped(compact.decode(), _json_escape).encode()  # msgspec escapes only what JSON requires
     return (msgspec.json.format(compact, indent=indent) if indent else compact) + b"\n"
 
@@ -165,8 +166,9 @@ def read_toml(path: str | os.PathLike[str], kind: type[FastMLPError] = DataError
     DataError : the file is missing, unreadable, not a regular file, or larger than `MAX_TOML`
     """
     data = read_bytes(path, MAX_TOML)
-    if any(part.count(b".") > MAX_DOTS for line in data.splitlines() for part in line.split(b"=")):
-        raise kind(f"{os.fspath(path)}: a key or a value has more than {MAX_DOTS} dots; correct the file")
+    for number, line in enumerate(data.splitlines(), start=1):
+        if any(part.count(b".") > MAX_DOTS for part in line.split(b"=")):
+            raise kind(f"{os.fspath(path)}: line {number}: a key or a value has more than {MAX_DOTS} dots; shorten it")
     with library_errors(path, "not valid TOML", "correct the file", kind):
         table = tomllib.loads(data.decode())
     check_values(path, table, kind)
@@ -176,16 +178,16 @@ def read_toml(path: str | os.PathLike[str], kind: type[FastMLPError] = DataError
 def check_values(path: str | os.PathLike[str], table: dict[str, Any], kind: type[FastMLPError]) -> None:
     """Raise an error of type `kind` if a table has values that no setting takes, and whose `repr` Python cannot compute.
 
-    These are values that are nested in more than `MAX_DEPTH` others, and integers of more than 64 bits.
+    These are values that are nested more than `MAX_DEPTH` levels deep, and integers that do not fit into 64 bits.
     """
     level: list[Any] = [table]
     for _ in range(MAX_DEPTH):
         inner = [value for one in level for value in (one.values() if isinstance(one, dict) else one)]
         if any(isinstance(value, int) and not -(2**63) <= value < 2**64 for value in inner):
-            raise kind(f"{os.fspath(path)}: an integer has more than 64 bits; correct the file")
+            raise kind(f"{os.fspath(path)}: an integer does not fit into 64 bits; use a smaller one")
         level = [value for value in inner if isinstance(value, dict | list)]
     if level:
-        raise kind(f"{os.fspath(path)}: values are nested in more than {MAX_DEPTH} others; correct the file")
+        raise kind(f"{os.fspath(path)}: values are nested more than {MAX_DEPTH} levels deep; correct the file")
 
 
 def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> None:
@@ -213,8 +215,8 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        line = text.count("\n", 0, error.start) + 1
-        raise DataError(f"cannot write {path}: line {line} is not valid Unicode; rename the file named there") from error
+        line = text.split("\n")[text.count("\n", 0, error.start)]
+        raise DataError(f"cannot write {path}: the value in {line!r} is not valid Unicode; rename that file") from error
     write_bytes(path, escape_toml(text).encode())
 
 

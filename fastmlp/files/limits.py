@@ -1,8 +1,8 @@
-"""Limits on the memory that a small file can claim.
+"""Protection against decompression bombs.
 
-A file of 3 MB can unfold to 3 GB, or claim an array of that shape. Before memory is taken for compressed data, or for an array
-of a declared shape, the claim is compared with the size of the file: a claim of more than 1 GiB that is also more than 50 times
-as large as the file is refused. A decompressed stream ends with an error as soon as it exceeds its claim, or this limit.
+A file of 3 MB can decompress to 3 GB, or declare an array of 3 GB in its header. Before memory is allocated, this size is
+compared with the size of the file: more than 1 GiB and more than 50 times the size of the file is rejected. A decompressed
+stream ends with an error as soon as it exceeds this limit.
 """
 
 from __future__ import annotations
@@ -16,13 +16,14 @@ from collections.abc import Iterator
 from contextvars import ContextVar
 from io import BufferedReader
 from pathlib import Path
+from typing import Any
 
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.files.reading import AnyPath, file_errors, library_errors, open_file
 
 GIB = 1 << 30
 MAX_DECOMPRESSED = 1.0  # default of the limit, in GiB
-MAX_RATIO = 50  # claims up to this multiple of the size of the file are always accepted; real images compress to a tenth
+MAX_RATIO = 50  # up to this multiple of the size of the file is always accepted; real images compress to a tenth
 GZIP = b"\x1f\x8b"  # first bytes of a gzipped file
 _limit: ContextVar[float] = ContextVar("max_decompressed", default=MAX_DECOMPRESSED)
 
@@ -58,22 +59,25 @@ def largest(size: int) -> int:
     return max(int(_limit.get() * GIB), MAX_RATIO * size)
 
 
-def check_claim(place: AnyPath, claimed: int, size: int) -> None:
-    """Raise DataError if a file of `size` bytes claims to contain more bytes than `largest` accepts.
+def check_claim(place: AnyPath, declared: int, size: int) -> None:
+    """Raise DataError if a file of `size` bytes declares more bytes of data than `largest` accepts.
 
     place : file, or location in a file, for the error message
 
     >>> check_claim("a.npz", 3 << 30, 3_000_000)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
-    fastmlp.errors.DataError: a.npz: 3,000,000 bytes that claim to be 3.0 GiB of data, more than 50 times as much; ...
+    fastmlp.errors.DataError: a.npz: the file has 3,000,000 bytes, but declares 3.0 GiB of data, more than 50 ...
     """
-    if claimed > largest(size):
-        gib = math.ceil(10 * claimed / GIB) / 10
-        raise DataError(
-            f"{os.fspath(place)}: {size:,} bytes that claim to be {gib:,} GiB of data, more than {MAX_RATIO} times as much; if "
-            f"the file is what you expect, set max_decompressed to more than {gib:,}",
-            settings=("max_decompressed",),
-        )
+    if declared > largest(size):
+        raise too_large(place, declared, size)
+
+
+def too_large(place: AnyPath, declared: int, size: int) -> DataError:
+    """Return the error for a file of `size` bytes that declares more data than is accepted."""
+    gib = math.ceil(10 * declared / GIB) / 10
+    problem = f"the file has {size:,} bytes, but declares {gib:,} GiB of data, more than {MAX_RATIO} times its size"
+    remedy = f"if you trust the file, set max_decompressed to more than {gib:,}"
+    return DataError(f"{os.fspath(place)}: {problem}; {remedy}", settings=("max_decompressed",))
 
 
 class GzipStream(io.RawIOBase):
@@ -87,32 +91,35 @@ class GzipStream(io.RawIOBase):
 
     Raises
     ------
-    DataError : when it is read: the file is damaged, or more data than `largest` accepts have been read
+    DataError : while reading, if the gzip data are damaged or the decompressed size exceeds `largest`
     """
 
     def __init__(self, path: AnyPath, stream: BufferedReader, line_bytes: int = 0) -> None:
-        self.path, self.line_bytes, self.lines = path, line_bytes, 0
-        self.most = largest(os.fstat(stream.fileno()).st_size)
+        self.path, self.line_bytes = path, line_bytes
         self.size = os.fstat(stream.fileno()).st_size
-        self.unpacked = gzip.GzipFile(fileobj=stream)
+        self.limit = largest(self.size)  # not that of the thread which reads the stream
+        self.count, self.lines = 0, 0
+        self.gzip_file = gzip.GzipFile(fileobj=stream)
 
     def readable(self) -> bool:
         return True
 
-    def readinto(self, buffer: object) -> int:
+    def readinto(self, buffer: Any) -> int:
         with library_errors(self.path, "damaged gzip file", "use an intact copy"):
-            count = self.unpacked.readinto(buffer)  # type: ignore[arg-type]
-        self.most -= count
+            count = self.gzip_file.readinto(buffer)
+        self.count += count
         if self.line_bytes:
-            self.lines += bytes(memoryview(buffer)[:count]).count(b"\n")  # type: ignore[arg-type]
-        if self.most < 0 or self.lines * self.line_bytes > largest(self.size):
-            check_claim(self.path, largest(self.size) + 1, self.size)
+            self.lines += bytes(memoryview(buffer)[:count]).count(b"\n")
+        if (declared := max(self.count, self.lines * self.line_bytes)) > self.limit:
+            raise too_large(self.path, declared, self.size)
         return count
 
 
 @contextlib.contextmanager
 def open_unpacked(path: Path, line_bytes: int = 0) -> Iterator[BufferedReader]:
-    """Open a regular file for reading its content, which is decompressed if the file is gzipped, whatever its name is.
+    """Open a regular file as a binary stream of its contents, decompressed if the file is gzipped.
+
+    Decompression depends on the first bytes of the file, not on its suffix.
 
     line_bytes : see `GzipStream`
 

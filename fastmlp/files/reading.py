@@ -1,7 +1,7 @@
-"""Opening and finding of files that are read: only regular files are opened, and every error is one line with a remedy.
+"""Opening and finding of files that are read: only regular files are opened, and every error message is one line with a remedy.
 
-Data, images, settings and models may come from strangers. A named pipe would block the process until someone writes to it, and
-a device such as /dev/zero has no end, so both are refused. All other modules find and open files with these functions, which a
+Data, images, settings and models may be untrusted files. A named pipe would block the process until someone writes to it, and
+a device such as /dev/zero has no end, so both are rejected. All other modules find and open files with these functions, which a
 test checks (tests/repo/test_reading.py); the functions of pathlib and os raise errors for names that are too long, loops of
 symbolic links, and folders that cannot be searched or are removed at the same time.
 """
@@ -72,12 +72,12 @@ def file_errors(verb: str, path: AnyPath) -> Iterator[None]:
 
 @contextlib.contextmanager
 def library_errors(place: AnyPath, problem: str, remedy: str, kind: type[FastMLPError] = DataError) -> Iterator[None]:
-    """Convert any exception of another library that reads a file to a DataError of one line.
+    """Convert every exception raised in the block to an error of type `kind` with a one-line message.
 
-    The block holds only the call of the library. The types of exceptions that libraries raise for damaged files are not
-    documented and change between versions, so all of them are converted, also errors of memory and recursion, and the panics
-    of extensions in Rust, which are not subclasses of Exception. Errors of fastmlp pass unchanged: they come from a stream of
-    fastmlp that the library reads.
+    The block contains only the call of the library that reads the file. The types of exceptions that libraries raise for
+    damaged files are not documented and change between versions, so all of them are converted, including MemoryError,
+    RecursionError, and the PanicException of extensions in Rust, which is a BaseException. Errors of fastmlp pass unchanged:
+    they come from a stream of fastmlp that the library reads.
 
     Parameters
     ----------
@@ -88,7 +88,7 @@ def library_errors(place: AnyPath, problem: str, remedy: str, kind: type[FastMLP
 
     Raises
     ------
-    DataError : the library raised an exception
+    FastMLPError : of type `kind`, if the library raised an exception
 
     Examples
     --------
@@ -120,7 +120,7 @@ def reason(error: BaseException) -> str:
 
 
 def _called(function: Callable[..., Result], path: AnyPath, *arguments: Any) -> Result:
-    """Call a function of `os` with a path; raise DataError for its errors, also for a path that no file can have."""
+    """Call a function of `os` with a path; raise DataError for its errors, including that of an invalid path."""
     try:
         with file_errors("read", path):
             return function(path, *arguments)
@@ -148,31 +148,37 @@ def exists(path: AnyPath) -> bool:
 
 
 def is_file(path: AnyPath) -> bool:
-    """Return whether a path is that of a regular file; raise DataError if this cannot be determined."""
+    """Return whether a path refers to a regular file, following symbolic links; False if it does not exist.
+
+    Raise DataError if this cannot be determined.
+    """
     return stat.S_ISREG(_mode(path) or 0)
 
 
 def is_folder(path: AnyPath) -> bool:
-    """Return whether a path is that of a folder; raise DataError if this cannot be determined."""
+    """Return whether a path refers to a folder, following symbolic links; False if it does not exist.
+
+    Raise DataError if this cannot be determined.
+    """
     return stat.S_ISDIR(_mode(path) or 0)
 
 
 def check_regular(path: AnyPath) -> None:
-    """Raise DataError unless a path is that of a regular file, for libraries that open files themselves."""
+    """Raise DataError unless a path refers to a regular file, for libraries that open files themselves."""
     _check_mode(path, _called(os.stat, path).st_mode)
 
 
 def _check_mode(path: AnyPath, mode: int) -> None:
     if not stat.S_ISREG(mode):
-        kind = _KINDS.get(stat.S_IFMT(mode), "no regular file")
+        kind = _KINDS.get(stat.S_IFMT(mode), "not a regular file")
         raise DataError(f"cannot read {os.fspath(path)}: it is {kind}; give the path of a file")
 
 
 @contextlib.contextmanager
 def open_file(path: AnyPath) -> Iterator[BufferedReader]:
-    """Open a regular file for reading. Errors in the block are not converted, except that of this function.
+    """Open a regular file for reading. Only errors of opening are converted; exceptions in the block pass unchanged.
 
-    A named pipe is opened without waiting for a writer, so that it can be refused.
+    A named pipe is opened without waiting for a writer, so that it can be rejected.
 
     Raises
     ------
@@ -202,7 +208,8 @@ def read_bytes(path: AnyPath, most: int | None = None) -> bytes:
     with open_file(path) as stream, file_errors("read", path):
         data = stream.read() if most is None else stream.read(most + 1)
     if most is not None and len(data) > most:
-        raise DataError(f"cannot read {os.fspath(path)}: more than {most:,} bytes, the most that such a file can have")
+        problem = f"larger than {most:,} bytes, the maximum for this kind of file"
+        raise DataError(f"cannot read {os.fspath(path)}: {problem}; check the path")
     return data
 
 

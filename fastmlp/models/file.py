@@ -129,7 +129,9 @@ def read_checkpoint(
         target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
         features = None if scaling is None else len(scaling.shift)
         if header.encoding is not None and header.encoding.n_features != header.network.sizes[0]:
-            raise DataError(f"the encoding of the table has {header.encoding.n_features} features, not those of the network")
+            n_encoded, n_inputs = header.encoding.n_features, header.network.sizes[0]
+            problem = f"the table encoding has {n_encoded} features, but the network takes {n_inputs}"
+            raise DataError(f"{problem}; train the model again")
         check_description(header.network, features, header.classes, None if extractor else header.image_shape)
         parameters = gather(header.network, tensors)
     except DataError as error:
@@ -185,7 +187,8 @@ def register_as(name: str, given: Activation | tuple[Callable[..., Any], Callabl
 
 def read_header(file: Path, text: str) -> Header:
     """Parse the description in a model file. Raise DataError if a field is unknown, missing, or of the wrong type."""
-    problem, remedy = "the description cannot be read", "another version may have written it"
+    problem = "invalid model description"
+    remedy = "it may come from another version of fastmlp: use that version, or train the model again"
     with library_errors(file, problem, remedy):
         found = msgspec.json.decode(text)
     check_format_version(file, found, VERSION)  # before the fields, which may differ in other versions
@@ -204,9 +207,7 @@ def read_header(file: Path, text: str) -> Header:
         raise DataError(f"{file}: {problem} (the sizes of the network are missing); {remedy}")
     unknown = set(found["network"]) - {field.name for field in fields(Network)}
     if unknown:
-        raise DataError(
-            f"{file}: the network has unknown fields {', '.join(sorted(unknown))}; another version may have written it"
-        )
+        raise DataError(f"{file}: {problem} (the network has unknown fields {', '.join(sorted(unknown))}); {remedy}")
     return header
 
 
@@ -233,7 +234,7 @@ def read_file(file: Path) -> tuple[dict[str, str], dict[str, npt.NDArray[Any]]]:
     if not exists(file):
         raise DataError(f"{file}: no such model; `fastmlp train` writes one into its run folder")
     if (size := size_of(file)) > LARGEST_FILE:
-        raise DataError(f"{file}: the file has {size} bytes, but a model file has at most {LARGEST_FILE}")
+        raise DataError(f"{file}: the file has {size:,} bytes, more than {LARGEST_FILE:,}; check that it is a model file")
     return read_tensors(file)
 
 

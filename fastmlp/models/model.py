@@ -73,8 +73,9 @@ class Model(Summarized):
         features = None if self.scaling is None else len(self.scaling.shift)
         check_description(self.network, features, self.classes, self.image_shape if self.extractor is None else None)
         if self.encoding is not None and self.encoding.n_features != self.network.sizes[0]:
-            features = self.encoding.n_features
-            raise DataError(f"the encoding of the table has {features} features, but the network takes {self.network.sizes[0]}")
+            features, inputs = self.encoding.n_features, self.network.sizes[0]
+            problem = f"the table encoding has {features} features, but the network takes {inputs}"
+            raise DataError(f"{problem}; use the encoding of the training table")
         if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
             outputs = self.network.sizes[-1]
             raise DataError(

@@ -179,7 +179,11 @@ def _readable(color: NDArray[np.float64]) -> str:
 
 
 class EpochMatrix(NamedTuple):
-    """Result of an epoch for a split: the accuracy, the accuracy of each class (k,), NaN without rows, and the matrix."""
+    """Metrics of one epoch on one split.
+
+    recall : (k,) float64, NaN for classes without rows
+    cells : nonzero entries of the confusion matrix
+    """
 
     epoch: int
     split: str

@@ -177,7 +177,7 @@ def bold(text: str, color: bool) -> str:
 def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int | None = None) -> str:
     """Return the text of `sklearn.metrics.classification_report` for a result of `metrics.classification_metrics`.
 
-    most : maximum number of classes to list; a line has the number of the others. None lists all classes
+    most : maximum number of classes to list; a final line gives the number of omitted classes. None lists all classes
 
     Unlike in scikit-learn, control characters in class names, such as line breaks, are escaped, and names of more than 100
     characters are truncated.
@@ -216,8 +216,8 @@ def classification_report(figures: Mapping[str, Any], digits: int = 2, most: int
 def csv_text(rows: Iterable[Sequence[Any]]) -> str:
     r"""Return rows as CSV, each of which is one line. Cells are quoted where necessary; None is an empty cell.
 
-    Control characters in texts, such as tabs and line breaks, are escaped as in error messages, so that a name cannot form
-    another row; JSON preserves the exact names.
+    Control characters in texts, such as tabs and line breaks, are escaped as in error messages, so that a name cannot inject
+    rows; JSON preserves the exact names.
 
     >>> csv_text([["name", "size"], ["a\nb", 1.5], ["c,d", None]])
     'name,size\na\\nb,1.5\n"c,d",\n'

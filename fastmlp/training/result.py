@@ -35,7 +35,7 @@ STOPPED = {  # for each value of `TrainResult.stopped`: the reason in words, fol
 
 
 class EpochMetrics(msgspec.Struct):
-    """The items of an entry of the history whose types are checked when it is read from a file."""
+    """Fields of an entry of the history whose types are checked when it is read from a file."""
 
     epoch: int
     loss: float | None

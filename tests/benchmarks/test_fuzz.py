@@ -15,7 +15,7 @@ from support import fuzz as faulty
 from benchmarks.fuzz import __main__ as command
 from benchmarks.fuzz import bitflips, memory, mutants
 from benchmarks.fuzz.atheris_targets import executions, fuzz
-from benchmarks.fuzz.campaign import Batch, Finding, Task, campaign, merged
+from benchmarks.fuzz.campaign import Batch, Finding, Task, campaign, merge
 from benchmarks.fuzz.findings import read_index, save, stored
 from benchmarks.fuzz.mutants import mutant
 from benchmarks.fuzz.mutators import ERRORS, Random
@@ -235,7 +235,7 @@ def test_the_smallest_mutant_of_a_finding_is_kept() -> None:
     one, other = Outcome(EXCEPTION, "KeyError", "a.py:f", "x"), Outcome(EXCEPTION, "KeyError", "a.py:g")
     for index, outcome in ((0, one), (1, one), (2, other), (3, one._replace(message="y"))):
         batch = Batch(Task("csv", index, index + 1), Counter(), [(index, outcome)], 0.0, 0.0, 0)
-        merged(findings, batch, lambda reader, index: {0: 9, 1: 5, 2: 7, 3: 5}[index])
+        merge(findings, batch, lambda reader, index: {0: 9, 1: 5, 2: 7, 3: 5}[index])
     assert [(one.index, one.count) for one in findings.values()] == [(1, 3), (2, 1)]
 
 

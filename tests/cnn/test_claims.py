@@ -1,6 +1,6 @@
-"""Files of PyTorch from strangers: only regular files are read, and no file can claim more memory than it has.
+"""Untrusted files of PyTorch: only regular files are read, and no file makes its reader allocate far more memory than its size.
 
-Each of these files is refused with an error of one line before PyTorch reads it.
+Each of these files is rejected with a one-line error message before PyTorch reads it.
 """
 
 from __future__ import annotations
@@ -82,24 +82,24 @@ def test_files_of_torch_are_read(before_1_6: bool) -> None:
 
 
 @pytest.mark.usefixtures("torch_reads_nothing")
-def test_a_compressed_file_that_unfolds_is_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "GIB", 1 << 20)
     contents = members(saved({"a": torch.zeros(1 << 20)}))
-    for unfolding in (contents, contents | {PICKLE: b"N" * (1 << 22)}, contents | {"archive/more": bytes(1 << 22)}):
-        bomb = zipped(unfolding, zipfile.ZIP_DEFLATED)
+    for contained in (contents, contents | {PICKLE: b"N" * (1 << 22)}, contents | {"archive/more": bytes(1 << 22)}):
+        bomb = zipped(contained, zipfile.ZIP_DEFLATED)
         assert len(bomb) < 20_000
-        with pytest.raises(FileError, match=r"^a\.pt: [\d,]+ bytes that claim to be .* more than 50 times as much; restore it"):
+        with pytest.raises(FileError, match=r"^a\.pt: the file has [\d,]+ bytes, but declares .* 50 times its size; use a"):
             read_state(bomb, "a.pt")
 
 
 @pytest.mark.usefixtures("torch_reads_nothing")
 @pytest.mark.parametrize("before_1_6", [False, True])
-def test_a_storage_that_claims_more_than_a_gib_is_refused(before_1_6: bool) -> None:
+def test_a_storage_that_declares_more_than_a_gib_is_refused(before_1_6: bool) -> None:
     short, long = b"M" + struct.pack("<H", 300), b"\x8a\x05" + (1 << 38).to_bytes(5, "little")
     data = saved(STATE, before_1_6=before_1_6)
     bomb = data.replace(short, long) if before_1_6 else with_pickle(data, lambda pickle: pickle.replace(short, long))
     assert bomb != data
-    with pytest.raises(FileError, match=r"claim to be 1,024\.0 GiB"):
+    with pytest.raises(FileError, match=r"declares 1,024\.0 GiB"):
         read_state(bomb, "a.pt")
 
 
@@ -132,7 +132,7 @@ PICKLES = {
 @pytest.mark.parametrize("kind", PICKLES)
 def test_a_pickle_with_other_operations_is_refused(kind: str) -> None:
     for change in (lambda _: START + PICKLES[kind] + END, lambda _: START + PICKLES[kind]):
-        with pytest.raises(FileError, match=r"^a\.pt: (contains|not a readable PyTorch file).*; restore it") as caught:
+        with pytest.raises(FileError, match=r"^a\.pt: (contains objects|two entries share|not a readable)") as caught:
             read_state(with_pickle(saved(STATE), change), "a.pt")
         assert str(caught.value).isprintable()
 
@@ -147,7 +147,7 @@ def test_ambiguous_archives_are_refused() -> None:
     moved = bytearray(saved(STATE))
     moved[-34:-26] = struct.pack("<Q", 7)  # position of the end record in the zip64 locator
     for data in (other_case, prefixed, commented, bytes(moved)):
-        with pytest.raises(FileError, match=r"ambiguous zip archive|not a readable PyTorch file"):
+        with pytest.raises(FileError, match=r"duplicate or hidden members|not a readable PyTorch file"):
             read_state(data, "a.pt")
 
 

@@ -161,9 +161,9 @@ def test_corrupt_and_foreign_checkpoints() -> None:
     for damaged in (b"", kept[0][:500], kept[0][:-300]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable PyTorch file"):
             trainer(settings).resume(damaged, "a.pt")
-    with pytest.raises(FileError, match=r"a\.pt: checkpoint of another network \(.*\); delete it to train from the start"):
+    with pytest.raises(FileError, match=r"a\.pt: the checkpoint does not match the network \(.*\); delete it"):
         trainer(settings, regularize="batch").resume(kept[0], "a.pt")
-    with pytest.raises(FileError, match=r"a\.pt: checkpoint of optimizer adam, not sgd; .* set optimizer to adam"):
+    with pytest.raises(FileError, match=r"a\.pt: the checkpoint was written with optimizer 'adam', .* set optimizer to 'adam'"):
         trainer(Settings(optimizer="sgd")).resume(kept[0], "a.pt")
     extractor = write_versioned(CHECKPOINT_VERSION, {"table": "", "scaling": {}, "network": {}})
     with pytest.raises(FileError, match=r"a\.pt: not a training checkpoint \(missing: optimizer_name, optimizer, .*\)"):

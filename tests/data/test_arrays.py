@@ -105,7 +105,7 @@ HEADER = len(GOOD) - PIXELS.nbytes
 
 
 def headed(*shape: int) -> bytes:
-    """Return the content of an `.npy` file whose header claims the given shape, followed by the bytes of PIXELS."""
+    """Return the content of an `.npy` file whose header declares the given shape, followed by the bytes of PIXELS."""
     stream = io.BytesIO()
     np.lib.format.write_array_header_1_0(stream, {"descr": "|u1", "fortran_order": False, "shape": shape})
     return stream.getvalue() + PIXELS.tobytes()
@@ -118,12 +118,12 @@ DAMAGE = {
     "header cut off": (GOOD[: HEADER - 9], "not in the format of numpy.save"),
     "header that is not Python": (GOOD.replace(b"(40, 6, 2)", b"(40, 6, 2("), "not in the format of numpy.save"),
     "an archive": (b"PK\x03\x04" + GOOD, "not in the format of numpy.save"),
-    "no bytes": (GOOD[:HEADER], "claims 40x6x2 uint8 = 480 bytes, but the file holds 0; save"),
-    "truncated": (GOOD[:-1], "claims 40x6x2 uint8 = 480 bytes, but the file holds 479; save"),
-    "trailing byte": (GOOD + b"\0", "claims 40x6x2 uint8 = 480 bytes, but the file holds 481; save"),
-    "absurd size": (headed(1 << 40, 6, 2), "the file holds 480"),
-    "beyond 64 bits": (headed(1 << 60, 1 << 60), "the file holds 480"),
-    "negative sizes": (headed(-40, 6, -2), "claims -40x6x-2 uint8 = 480 bytes"),
+    "no bytes": (GOOD[:HEADER], "declares shape (40, 6, 2) and dtype uint8, which need 480 bytes, but 0 follow; save"),
+    "truncated": (GOOD[:-1], "declares shape (40, 6, 2) and dtype uint8, which need 480 bytes, but 479 follow; save"),
+    "trailing byte": (GOOD + b"\0", "declares shape (40, 6, 2) and dtype uint8, which need 480 bytes, but 481 follow; save"),
+    "absurd size": (headed(1 << 40, 6, 2), "bytes, but 480 follow"),
+    "beyond 64 bits": (headed(1 << 60, 1 << 60), "bytes, but 480 follow"),
+    "negative sizes": (headed(-40, 6, -2), "invalid shape (-40, 6, -2); save"),
     "Python objects": (as_bytes(np.array([1, None] * 20)), "holds Python objects"),
     "no rows": (as_bytes(PIXELS[:0]), "empty (shape (0, 6, 2))"),
     "text": (as_bytes(PIXELS[:, :, 0].astype(str)), "the values have dtype <U3; they must be numbers"),
@@ -150,7 +150,7 @@ def test_the_command_fails_with_exit_code_3_before_training(tmp_path, monkeypatc
     forget_settings(monkeypatch)
     folder = folder_of(tmp_path / "a", x=PIXELS, y=LABELS)
     (folder / "x.npy").write_bytes(GOOD[:-1])
-    assert "the file holds 479" in refused(3, "train", "--data", folder, "--out", tmp_path / "run", *FAST)
+    assert "479 follow" in refused(3, "train", "--data", folder, "--out", tmp_path / "run", *FAST)
     assert not (tmp_path / "run").exists()
 
 

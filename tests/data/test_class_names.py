@@ -30,16 +30,16 @@ from fastmlp.errors import DataError
 TITLE = "\x1b]0;title\x07"  # sets the title of a terminal
 # Names that are refused, with the reason in the message.
 REFUSED = {
-    "escape": (f"cat{TITLE}", "has the control character U+001B"),
-    "tab": ("cat\tdog", "has the control character U+0009"),
-    "line break": ("cat\ndog", "has the control character U+000A"),
-    "carriage return": ("cat\rdog", "has the control character U+000D"),
-    "delete": ("cat\x7f", "has the control character U+007F"),
-    "control sequence introducer": ("cat\x9b2J", "has the control character U+009B"),
-    "line separator": ("cat\u2028dog", "has the line separator U+2028"),
-    "paragraph separator": ("cat\u2029dog", "has the paragraph separator U+2029"),
-    "override": ("cat\u202e", "has the formatting character U+202E, which changes the direction of text"),
-    "isolate": ("\u2066cat", "has the formatting character U+2066, which changes the direction of text"),
+    "escape": (f"cat{TITLE}", "contains the control character U+001B"),
+    "tab": ("cat\tdog", "contains the control character U+0009"),
+    "line break": ("cat\ndog", "contains the control character U+000A"),
+    "carriage return": ("cat\rdog", "contains the control character U+000D"),
+    "delete": ("cat\x7f", "contains the control character U+007F"),
+    "control sequence introducer": ("cat\x9b2J", "contains the control character U+009B"),
+    "line separator": ("cat\u2028dog", "contains the line separator U+2028"),
+    "paragraph separator": ("cat\u2029dog", "contains the paragraph separator U+2029"),
+    "override": ("cat\u202e", "contains the bidirectional control character U+202E"),
+    "isolate": ("\u2066cat", "contains the bidirectional control character U+2066"),
     "lone surrogate": ("cat\udcff", "is not valid Unicode, because of the lone surrogate U+DCFF"),
 }
 ACCEPTED = (
@@ -77,7 +77,7 @@ def test_long_names_are_truncated_in_the_message() -> None:
 
 
 def test_names_must_be_strings() -> None:
-    assert message(DataError, check_class_names, ["cat", 7]) == "class 1: the class name 7 is not a string; convert it"
+    assert message(DataError, check_class_names, ["cat", 7]) == "classes[1]: the class name 7 is not a string; pass str"
 
 
 def test_names_in_all_scripts_are_accepted() -> None:
@@ -188,7 +188,7 @@ def test_labels_and_names_that_are_given_to_train(kind: str, monkeypatch: pytest
     text = message(DataError, fastmlp.train, network, (X, labels(name)))
     assert text.startswith("training targets, row 1: ") and reason in text
     text = message(DataError, fastmlp.train, network, (X, numbers), classes=["dog", name])
-    assert text.startswith("classes, name 1: ") and reason in text
+    assert text.startswith("classes[1]: ") and reason in text
     split = Split(CheckedRows(X, numbers.astype(np.int32), 2), ("dog", name))
     assert reason in message(DataError, fastmlp.train, network, split)
     data = Dataset("data", X, numbers.astype(np.int32), ("dog", name))
@@ -198,7 +198,7 @@ def test_labels_and_names_that_are_given_to_train(kind: str, monkeypatch: pytest
 def test_labels_of_a_data_frame() -> None:
     frame = pd.DataFrame({"size": X[:, 0], "label": labels("cat\n")})
     text = message(DataError, fastmlp.train, fastmlp.Network(hidden=4), (frame[["size"]], frame["label"]))
-    assert r"row 1: the class name 'cat\n' has the control character U+000A" in text
+    assert r"row 1: the class name 'cat\n' contains the control character U+000A" in text
 
 
 def test_names_of_columns_must_be_unicode_to_be_stored(tmp_path: Path) -> None:
@@ -223,7 +223,7 @@ def test_models_and_estimators(kind: str) -> None:
     name, reason = REFUSED[kind]
     network = fastmlp.Network((2, 3))
     text = message(DataError, fastmlp.Model, network, network.initial_parameters(0), classes=("a", "b", name))
-    assert text.startswith("class 2: ") and reason in text
+    assert text.startswith("classes[2]: ") and reason in text
     y = np.array(["dog", "fox", name] * 4)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", ConvergenceWarning)

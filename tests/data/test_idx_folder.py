@@ -250,7 +250,7 @@ REFUSED = {
     ),
     "empty file": (with_file("train-labels-idx1-ubyte", b""), "train-labels-idx1-ubyte: only 0 bytes"),
     "wrong magic": (with_file("t10k-labels-idx1-ubyte", b"text"), "t10k-labels-idx1-ubyte: not an IDX file"),
-    "truncated": (with_file("train-images-idx3-ubyte", idx(SET["train-images"])[:-1]), "images-idx3-ubyte: the header claims"),
+    "truncated": (with_file("train-images-idx3-ubyte", idx(SET["train-images"])[:-1]), "idx3-ubyte: the header declares"),
     "damaged gzip": (
         with_file("train-images-idx3-ubyte", gzip.compress(idx(SET["train-images"]))[:-9]),
         "train-images-idx3-ubyte: damaged gzip file",

@@ -1,4 +1,4 @@
-"""Data from strangers: only regular files of bounded size are read, and every damage is one line."""
+"""Untrusted data: only regular files of bounded size are read, and any damage gives a one-line error message."""
 
 from __future__ import annotations
 
@@ -161,17 +161,17 @@ BOMBS: dict[str, tuple[Callable[[Path], None], str]] = {
 
 
 @pytest.mark.parametrize("kind", BOMBS)
-def test_claims_are_refused_unless_the_limit_is_raised(kind: str, tmp_path: Path) -> None:
+def test_bombs_are_rejected_unless_the_limit_is_raised(kind: str, tmp_path: Path) -> None:
     make, name = BOMBS[kind]
     make(tmp_path / name)
     found = message(DataError, load_data, tmp_path / name, max_decompressed=MIB)
-    assert found.startswith(f"{tmp_path}/") and "more than 50 times as much" in found and "set max_decompressed to" in found
+    assert found.startswith(f"{tmp_path}/") and "more than 50 times its size" in found and "set max_decompressed to" in found
     assert len(load_data(tmp_path / name, max_decompressed=1).x) >= 16
     assert len(load_data(tmp_path / name).x) >= 16
 
 
 @pytest.mark.parametrize("kind", ["npz", "idx.gz", "repeated tensor", "images"])
-def test_claims_are_refused_before_memory_is_taken(kind: str, tmp_path: Path) -> None:
+def test_bombs_are_rejected_before_memory_is_allocated(kind: str, tmp_path: Path) -> None:
     make, name = BOMBS[kind]
     make(tmp_path / name)
     load_data("digits")  # imports
@@ -207,7 +207,7 @@ def test_other_compression_methods_are_refused(method: int, tmp_path: Path) -> N
     with zipfile.ZipFile(tmp_path / "a.npz") as old, zipfile.ZipFile(tmp_path / "b.npz", "w", method) as new:
         for member in old.infolist():
             new.writestr(member.filename, old.read(member))
-    assert "a method that numpy.savez does not use" in message(DataError, read_npz, tmp_path / "b.npz")
+    assert "unsupported compression method" in message(DataError, read_npz, tmp_path / "b.npz")
 
 
 # ------------------------------------------------------------------------------------------------ any exception of a library
@@ -221,7 +221,7 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16):
         save_file({"x": torch.zeros(4, 2).to(dtype), "y": y}, tmp_path / "a.safetensors")
         text = message(DataError, load_data, tmp_path / "a.safetensors")
-        assert text.startswith(f"{tmp_path / 'a.safetensors'}: not a readable safetensors file (")
+        assert text.startswith(f"{tmp_path / 'a.safetensors'}: tensor 'x' has dtype ") and "which NumPy lacks" in text
     torch.save({"x": torch.zeros(4, 2).to(torch.float8_e4m3fn), "y": y}, tmp_path / "a.pt")
     assert message(DataError, load_data, tmp_path / "a.pt").startswith(f"{tmp_path / 'a.pt'}: tensor 'x': cannot be converted")
 
@@ -266,11 +266,11 @@ def test_text_that_is_no_unicode_is_refused(tmp_path: Path) -> None:
     data = bytearray((tmp_path / "y.npy").read_bytes())
     data[-4:] = b"\0\0\x11\0"
     (tmp_path / "y.npy").write_bytes(data)
-    assert "no Unicode characters" in message(DataError, map_npy, tmp_path / "y.npy")
+    assert "invalid Unicode code points" in message(DataError, map_npy, tmp_path / "y.npy")
     with zipfile.ZipFile(tmp_path / "a.npz", "w") as archive:
         for name in ("x.npy", "y.npy"):
             archive.write(tmp_path / name, name)
-    assert "array 'y': text with values that are no Unicode" in message(DataError, read_npz, tmp_path / "a.npz")
+    assert "array 'y': text with invalid Unicode code points" in message(DataError, read_npz, tmp_path / "a.npz")
 
 
 @pytest.mark.parametrize("name", ["pixel" + "9" * 5000, "9" * 5000])
@@ -317,14 +317,14 @@ class Huge:
 @pytest.mark.parametrize("options", [{}, {"_use_new_zipfile_serialization": False}])
 def test_pickles_that_allocate_memory_are_refused(options: dict[str, Any], tmp_path: Path) -> None:
     path = pickled(tmp_path / "a.pt", {"x": Huge()}, **options)
-    assert "bytearray', which is no tensor" in message(DataError, load_data, path)
+    assert "bytearray', which is not a tensor" in message(DataError, load_data, path)
 
 
 def test_compressed_members_are_refused_before_pytorch_reads_them(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     packed_pt(tmp_path / "a.pt")
     monkeypatch.setattr(torch, "load", None)
-    assert "more than 50 times as much" in message(DataError, load_data, tmp_path / "a.pt", max_decompressed=MIB)
+    assert "more than 50 times its size" in message(DataError, load_data, tmp_path / "a.pt", max_decompressed=MIB)
 
 
 def test_tar_archives_are_not_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -184,7 +184,7 @@ def test_losses_of_data_that_are_not_scaled_are_clipped_as_in_scikit_learn(dtype
 
 
 @pytest.mark.parametrize(
-    ("weights", "message"), [({0: -1.0}, "nonnegative"), ({0: np.nan}, "nonnegative"), ({7: 1.0}, "no classes")]
+    ("weights", "message"), [({0: -1.0}, "nonnegative"), ({0: np.nan}, "nonnegative"), ({7: 1.0}, "not classes of y")]
 )
 def test_wrong_class_weights_are_refused(weights: Any, message: str) -> None:
     with pytest.raises(ValueError, match=message):

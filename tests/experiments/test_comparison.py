@@ -366,7 +366,7 @@ def test_damaged_files_of_a_finished_run_are_named(
     ("name", "content", "message"),
     [
         ("config.toml", "lr = [", "config.toml: not valid TOML"),
-        ("config.toml", "lrr = 1", "{}/config.toml: cannot be used ({}/config.toml: unknown key 'lrr'"),
+        ("config.toml", "lrr = 1", "{}/config.toml: invalid settings (unknown key 'lrr'"),
         ("data.json", '{"format_version": 1}', "{}/data.json: damaged (Object missing required field `name`)"),
         ("data.json", '{"format_version": 9}', "{}/data.json"),
         ("timings.jsonl", '{"epoch": 1}\n', "{}/timings.jsonl: damaged (Object missing required field `seconds`"),

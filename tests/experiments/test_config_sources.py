@@ -184,7 +184,7 @@ WRONG_TOML = [
     ("lr", '"0.1"', "lr must be a finite number, not '0.1'"),
     ("lr", "nan", "lr must be a finite number, not nan"),
     ("lr", "false", "lr must be a finite number, not False"),
-    ("lr", str(10**400), "an integer has more than 64 bits"),
+    ("lr", str(10**400), "an integer does not fit into 64 bits"),
     ("stratify", "1", "stratify must be true or false, not 1"),
     ("scale", "1", "scale must be a name, not 1"),
     ("data", "2026-01-01", "data must be a non-empty string"),

@@ -113,7 +113,7 @@ def test_labels_of_estimators() -> None:
     with pytest.raises(ValueError, match="is not the same as on last call to partial_fit") as caught:
         fitted.partial_fit(X, Y, classes=many)
     assert len(str(caught.value)) < 300
-    with pytest.raises(ConfigError, match=r"has the keys \[10, .* and 65,521 more\], which are no classes") as caught:
+    with pytest.raises(ConfigError, match=r"has the keys \[10, .* and 65,521 more\], which are not classes of y") as caught:
         MLPClassifier(class_weight=dict.fromkeys(many[2:-1], 1.0), **settings).fit(X, Y)
     assert len(str(caught.value)) < 300
 

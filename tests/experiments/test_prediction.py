@@ -276,7 +276,7 @@ def test_one_bad_file_gives_no_answer_at_all(digits_run: Path, tmp_path: Path) -
 
 @pytest.mark.parametrize(("shape", "width"), [((8, 4, 2), 4), ((8, 8, 1), 5), ((10**6, 10**6, 3), 4)])
 def test_an_extractor_that_does_not_fit_the_model_is_refused(shape: tuple[int, int, int], width: int) -> None:
-    """The extractor in a model file can come from a stranger; before it computes anything, its sizes are checked."""
+    """The extractor in a model file is untrusted; before it computes anything, its sizes are checked."""
     network = Network((4, 2))
     model = Model(network, network.initial_parameters(seed=0), classes=("a", "b"), image_shape=(8, 8, 1), extractor=b"bytes")
     fits = SimpleNamespace(image_shape=(8, 8, 1), width=4, features=lambda pixels, device: np.asarray(pixels[:, :4]))

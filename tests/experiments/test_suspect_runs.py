@@ -1,4 +1,4 @@
-"""Run folders, settings and models from strangers: every file that a command reads can be anything."""
+"""Untrusted run folders, settings and models: any file that a command reads may contain anything."""
 
 from __future__ import annotations
 
@@ -142,13 +142,13 @@ def test_the_limit_is_an_option_of_all_commands_that_read_data(run: Path, tmp_pa
 
 DEEP: dict[str, tuple[str, str]] = {
     "arrays": ("hidden = " + "[" * 5000 + "]" * 5000, "not valid TOML ("),
-    "fewer arrays": ("hidden = " + "[" * 50 + "]" * 50, "values are nested in more than 8 others"),
-    "dotted key": (".".join(["a"] * 10_000) + " = 1", "a key or a value has more than 100 dots"),
-    "dotted keys in a table": ("a = {" + ".".join(["b"] * 10_000) + " = 1}", "a key or a value has more than 100 dots"),
-    "dotted header": ("[" + ".".join(["a"] * 10_000) + "]", "a key or a value has more than 100 dots"),
+    "fewer arrays": ("hidden = " + "[" * 50 + "]" * 50, "values are nested more than 8 levels deep"),
+    "dotted key": (".".join(["a"] * 10_000) + " = 1", "line 1: a key or a value has more than 100 dots"),
+    "dotted keys in a table": ("a = {" + ".".join(["b"] * 10_000) + " = 1}", "line 1: a key or a value has more than 100 dots"),
+    "dotted header": ("[" + ".".join(["a"] * 10_000) + "]", "line 1: a key or a value has more than 100 dots"),
     "decimal integer": ("seed = " + "1" * 5000, "not valid TOML ("),
-    "hexadecimal integer": ("seed = 0x" + "f" * 5000, "an integer has more than 64 bits"),
-    "size": ("#" * (1 << 18) + "\nseed = 1", "more than 262,144 bytes"),
+    "hexadecimal integer": ("seed = 0x" + "f" * 5000, "an integer does not fit into 64 bits"),
+    "size": ("#" * (1 << 18) + "\nseed = 1", "larger than 262,144 bytes"),
     "zero byte": ("seed = 1\0", "not valid TOML ("),
 }
 
@@ -299,4 +299,4 @@ def test_a_model_with_the_encoding_of_another_table_is_named(tmp_path: Path) -> 
     object.__setattr__(model, "encoding", encoding)
     wrong = tmp_path / "wrong.safetensors"
     model.save(wrong)
-    assert refused(3, "predict", wrong, tmp_path / "a.csv").startswith(f"{wrong}: the encoding of the table has 1 features")
+    assert refused(3, "predict", wrong, tmp_path / "a.csv").startswith(f"{wrong}: the table encoding has 1 features")

@@ -1,4 +1,4 @@
-"""Small files cannot claim much memory: fastmlp/files/limits.py."""
+"""Decompression bombs are rejected: fastmlp/files/limits.py."""
 
 from __future__ import annotations
 
@@ -19,11 +19,11 @@ def content(path: Path) -> bytes:
         return stream.read()
 
 
-def test_a_claim_is_refused_if_it_exceeds_both_limits() -> None:
+def test_a_declared_size_is_rejected_if_it_exceeds_both_limits() -> None:
     check_claim("a", GIB, 1)
     check_claim("a", 100 * GIB, 2 * GIB)
     text = message(DataError, check_claim, "a", GIB + 1, GIB // MAX_RATIO)
-    assert text.startswith("a: 21,474,836 bytes that claim to be 1.1 GiB of data, more than 50 times as much; ")
+    assert text.startswith("a: the file has 21,474,836 bytes, but declares 1.1 GiB of data, more than 50 times its size; ")
     with pytest.raises(DataError) as caught:
         check_claim("a", GIB + 1, 0)
     assert caught.value.settings == ("max_decompressed",)
@@ -63,7 +63,7 @@ def test_a_stream_ends_when_it_exceeds_the_limit(tmp_path: Path) -> None:
     path.write_bytes(gzip.compress(bytes(8 << 20)))
     with decompression_limit(MIB), open_unpacked(path) as stream:
         assert len(stream.read(1 << 19)) == 1 << 19
-        with pytest.raises(DataError, match="more than 50 times as much"):
+        with pytest.raises(DataError, match="more than 50 times its size"):
             stream.read()
     assert len(content(path)) == 8 << 20
 

@@ -165,9 +165,9 @@ def test_the_real_path_of_a_loop(tmp_path: Path) -> None:
 def test_the_largest_size(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(b"1234")
     assert read_bytes(tmp_path / "a", 4) == b"1234"
-    assert "more than 3 bytes" in message(DataError, read_bytes, tmp_path / "a", 3)
+    assert "larger than 3 bytes" in message(DataError, read_bytes, tmp_path / "a", 3)
     (tmp_path / "big.toml").write_bytes(b"#" * ((1 << 18) + 1))
-    assert "more than 262,144 bytes" in message(DataError, read_toml, tmp_path / "big.toml")
+    assert "larger than 262,144 bytes" in message(DataError, read_toml, tmp_path / "big.toml")
 
 
 # ------------------------------------------------------------------------------------------------ errors of libraries

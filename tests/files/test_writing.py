@@ -192,7 +192,7 @@ def test_strings_that_are_not_unicode(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9")
     with one_line(DataError, "not valid Unicode", "rename"):
         files.write_json(tmp_path / "a.json", {"out": name})
-    with one_line(DataError, tmp_path / "a.toml", "line 2", "rename"):
+    with one_line(DataError, tmp_path / "a.toml", "the value in 'out = ", "rename"):
         files.write_toml(tmp_path / "a.toml", {"seed": 0, "out": name})
     assert names(tmp_path) == []
 
@@ -211,7 +211,7 @@ ALL_CHARACTERS = "".join(map(chr, [*range(0x3000), *range(0xFE00, 0x10000), 0x1F
 
 
 def test_files_can_be_printed_and_strings_are_kept(tmp_path: Path) -> None:
-    """Control and formatting characters in strings are escape sequences of JSON and TOML, also in keys."""
+    """Control and formatting characters in strings are escape sequences of JSON and TOML, including those in keys."""
     table = {"name": ALL_CHARACTERS, f"a key {ALL_CHARACTERS}": [ALL_CHARACTERS, 0.1]}
     files.write_json(tmp_path / "a.json", table)
     files.append_line(tmp_path / "a.jsonl", table)

@@ -16,7 +16,7 @@ from fastmlp.errors import DataError
 
 
 class Panic(BaseException):
-    """An exception that is no Exception, as those of libraries in Rust."""
+    """An exception that is not a subclass of Exception, as those of libraries in Rust."""
 
 
 class Unescaped(DataError):

@@ -1,4 +1,4 @@
-"""FASTMLP_OFFLINE on the command line: an audit hook that refuses the connections of this process, also those of libraries.
+"""FASTMLP_OFFLINE on the command line: an audit hook that blocks connections of this process, including those of libraries.
 
 Only data/download.py connects to other machines, and it refuses downloads with a message that contains the file and its folder.
 The hook covers everything else that uses Python's sockets.
@@ -12,9 +12,9 @@ from typing import Any
 from fastmlp.data.download import is_offline
 from fastmlp.errors import UnavailableError
 
-# Audit events of connections and of look-ups of names: https://docs.python.org/3/library/audit_events.html
-OF_SOCKETS = ("socket.connect", "socket.sendto", "socket.sendmsg")  # arguments: the socket, the address
-OF_NAMES = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "urllib.Request")  # argument: a name or a URL
+# Audit events of connections and of look-ups, whose first argument is a name or a URL: https://docs.python.org/3/library/audit_events.html
+SOCKET_EVENTS = ("socket.connect", "socket.sendto", "socket.sendmsg")  # arguments: the socket, the address
+LOOKUP_EVENTS = ("socket.getaddrinfo", "socket.gethostbyname", "socket.gethostbyaddr", "urllib.Request")
 
 
 class OfflineError(UnavailableError):
@@ -29,13 +29,13 @@ def forbid_connections() -> None:
 
 def refuse(event: str, args: tuple[Any, ...]) -> None:
     """Audit hook that raises OfflineError for connections other than those to sockets of this machine (AF_UNIX)."""
-    if event in OF_SOCKETS:
+    if event in SOCKET_EVENTS:
         import socket
 
         if args[0].family == getattr(socket, "AF_UNIX", None):
             return
         target = ":".join(map(str, args[1][:2])) if isinstance(args[1], tuple) else args[1]
-    elif event in OF_NAMES and not str(args[0]).startswith(("file:", "data:")):  # such URLs need no connection
+    elif event in LOOKUP_EVENTS and not str(args[0]).startswith(("file:", "data:")):  # such URLs need no connection
         target = args[0]
     else:
         return

@@ -85,7 +85,7 @@ def read_npy_folder(path: str | Path, weight: str | None = None) -> RawArrays:
 
     Raises
     ------
-    DataError : a missing file, a damaged header, more or fewer bytes than the header claims, or an array of Python objects
+    DataError : a missing file, a damaged header, more or fewer bytes than the header declares, or an array of Python objects
 
     Examples
     --------
@@ -148,12 +148,14 @@ def read_header(place: str | Path, stream: IO[bytes], size: int) -> tuple[tuple[
         negative = min(shape, default=0) < 0
     if dtype.hasobject:
         raise DataError(f"{place}: holds Python objects; save a plain array of numbers or strings, without ragged rows")
-    claimed, found = math.prod(shape) * dtype.itemsize, size - stream.tell()
-    if claimed != found or negative or dtype.itemsize == 0:
-        shown = "x".join(map(str, shape))
-        raise DataError(
-            f"{place}: the header claims {shown} {dtype} = {claimed} bytes, but the file holds {found}; save the array again"
-        )
+    if negative:
+        raise DataError(f"{place}: invalid shape {shape}; save the array again")
+    if dtype.itemsize == 0:
+        raise DataError(f"{place}: values of dtype {dtype} have no content; save an array of numbers or strings")
+    declared, found = math.prod(shape) * dtype.itemsize, size - stream.tell()
+    if declared != found:
+        problem = f"the header declares shape {shape} and dtype {dtype}, which need {declared:,} bytes, but {found:,} follow"
+        raise DataError(f"{place}: {problem}; save the array again")
     return shape, fortran, dtype
 
 
@@ -212,13 +214,13 @@ def npz_array(path: Path, archive: NpzFile, name: str) -> npt.NDArray[Any]:
 
     Raises
     ------
-    DataError : the array is damaged or contains Python objects, or its size is one that `limits.check_claim` refuses
+    DataError : the array is damaged or contains Python objects, or `limits.check_claim` rejects its size
     """
     place = f"{path}: array {name!r}"
     assert archive.zip is not None
     member = member_of(place, archive, name)
     if member.compress_type not in (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED):  # the memory of the others is not bounded
-        raise DataError(f"{place}: compressed with a method that numpy.savez does not use; {UNREADABLE}")
+        raise DataError(f"{place}: unsupported compression method; write the file with numpy.savez or numpy.savez_compressed")
     check_claim(place, member.file_size, size_of(path))
     with library_errors(place, "cannot be read", UNREADABLE):
         with archive.zip.open(member) as stream:
@@ -237,11 +239,11 @@ def member_of(place: str, archive: NpzFile, name: str) -> zipfile.ZipInfo:
 
 
 def check_text(place: str | Path, array: npt.NDArray[Any]) -> None:
-    """Raise DataError if an array of text has values that are no Unicode characters; NumPy stores 32 bits per character."""
+    """Raise DataError if an array of text has invalid Unicode code points; NumPy stores 32 bits per character."""
     if array.dtype.kind == "U" and array.size:
         codes = np.ascontiguousarray(array).view(np.dtype(np.uint32).newbyteorder(array.dtype.byteorder))
         if codes.max() > sys.maxunicode:
-            raise DataError(f"{place}: text with values that are no Unicode characters; save the array again")
+            raise DataError(f"{place}: text with invalid Unicode code points; save the array again")
 
 
 def read_safetensors(path: str | Path, weight: str | None = None) -> RawArrays:

@@ -21,7 +21,7 @@ from fastmlp.errors import DataError
 from fastmlp.files.limits import GzipStream, check_claim, open_unpacked
 from fastmlp.files.reading import file_errors, size_of
 
-CHUNK = 1 << 20  # bytes read at a time; a damaged header that claims a huge size must not cause a huge allocation
+CHUNK = 1 << 20  # bytes read at a time; a damaged header that declares a huge size must not cause a huge allocation
 MAX_DIMS = 4  # images (n, height, width, channels)
 # Data types by their code, which is the third byte of a file. The values are big-endian.
 DTYPES = {code: np.dtype(f">{name}") for code, name in ((8, "u1"), (9, "i1"), (11, "i2"), (12, "i4"), (13, "f4"), (14, "f8"))}
@@ -71,7 +71,7 @@ def read_idx(path: str | Path, dims: Collection[int] = range(1, MAX_DIMS + 1)) -
     Raises
     ------
     DataError : the file does not start with an IDX header; unknown data type or another number of dimensions; an empty array;
-        too few or too many bytes; damaged gzip data; or a size that `limits.check_claim` refuses
+        too few or too many bytes; damaged gzip data; or a size that `limits.check_claim` rejects
 
     Examples
     --------
@@ -85,17 +85,17 @@ def read_idx(path: str | Path, dims: Collection[int] = range(1, MAX_DIMS + 1)) -
     path = Path(path)
     with open_unpacked(path) as stream, file_errors("read", path):
         dtype, shape = _header(path, stream, dims)
-        claimed = math.prod(shape) * dtype.itemsize
+        declared = math.prod(shape) * dtype.itemsize
         if isinstance(stream.raw, GzipStream):
-            check_claim(path, claimed, size_of(path))
-        # Requesting one byte more than the header claims detects trailing bytes. Reading to the end makes gzip verify the
+            check_claim(path, declared, size_of(path))
+        # Requesting one byte more than the header declares detects trailing bytes. Reading to the end makes gzip verify the
         # checksum.
-        content = _read_at_most(stream, claimed + 1)
-    if len(content) != claimed:
-        found = "more" if len(content) > claimed else f"only {len(content)}"
+        content = _read_at_most(stream, declared + 1)
+    if len(content) != declared:
+        found = "more" if len(content) > declared else f"only {len(content)}"
         size = "x".join(map(str, shape))
         raise DataError(
-            f"{path}: the header claims {size} {dtype.name} = {claimed} bytes, but the file holds {found}; {REFETCH}"
+            f"{path}: the header declares {size} {dtype.name} = {declared} bytes, but the file holds {found}; {REFETCH}"
         )
     array = np.frombuffer(content, dtype).reshape(shape)
     # A float64 array can be large, so its bytes are swapped in place.
@@ -121,7 +121,7 @@ def _header(path: Path, stream: BufferedReader, dims: Collection[int]) -> tuple[
         raise DataError(f"{path}: only {4 + len(sizes)} bytes, fewer than an IDX header; {REFETCH}")
     shape = struct.unpack(f">{magic[3]}I", sizes)
     if 0 in shape:
-        raise DataError(f"{path}: the header claims an empty array {shape}; {REFETCH}")
+        raise DataError(f"{path}: the header declares an empty array {shape}; {REFETCH}")
     return DTYPES[magic[2]], shape
 
 

@@ -89,7 +89,7 @@ def read_image_folder(
     locations = {"classes": SourceLocation(str(path / "train" if split else path), "class folder", 1)}
     if not (split and "test" in inner):
         shape = _common_shape(files, image_size, channels, bad)
-        x, kept = _stack(files, shape, bad)
+        x, kept = _stack(path, files, shape, bad)
         return RawArrays(x, np.array(y)[kept], classes, shape, locations=locations, notes=_notes(path, files, bad))
     test_classes, test_files, test_y = _class_files(path / "test")
     if not test_classes:
@@ -98,8 +98,8 @@ def read_image_folder(
     if unknown := [name for name in test_classes if name not in number]:
         raise DataError(f"{path / 'test' / unknown[0]}: no such class in train/; rename or remove the folder")
     shape = _common_shape(files + test_files, image_size, channels, bad)
-    x, kept = _stack(files, shape, bad)
-    x_test, kept_test = _stack(test_files, shape, bad)
+    x, kept = _stack(path, files, shape, bad)
+    x_test, kept_test = _stack(path, test_files, shape, bad)
     y_test = np.array([number[name] for name in test_classes])[test_y]
     notes = _notes(path, files + test_files, bad)
     return RawArrays(x, np.array(y)[kept], classes, shape, x_test, y_test[kept_test], locations, notes=notes)
@@ -143,7 +143,7 @@ def load_images(paths: Iterable[str | Path], image_shape: tuple[int, int, int]) 
     if not files:
         raise DataError("no images given; give at least one file")
     check_image_shape(image_shape)
-    return _stack(files, image_shape, None)[0]
+    return _stack(files[0].parent, files, image_shape, None)[0]
 
 
 def check_image_shape(image_shape: tuple[int, int, int]) -> None:
@@ -298,8 +298,9 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
 
 @contextmanager
 def _pillow(path: Path) -> Iterator[PillowImage]:
-    """Open an image. Raise BadImageError for any exception of Pillow, also in the block, or DataError if there is no such file.
+    """Open an image.
 
+    Raise BadImageError for any exception of Pillow, including those in the block, or DataError if there is no such file.
     Images with more pixels than `PIL.Image.MAX_IMAGE_PIXELS` are rejected.
     """
     from PIL import Image, UnidentifiedImageError
@@ -321,10 +322,13 @@ def _pillow(path: Path) -> Iterator[PillowImage]:
 
 
 def _stack(
-    files: list[Path], shape: tuple[int, int, int], bad: BadImages | None
+    folder: Path, files: list[Path], shape: tuple[int, int, int], bad: BadImages | None
 ) -> tuple[npt.NDArray[np.uint8], npt.NDArray[np.int64]]:
-    """Return the pixels of all files that are not `bad` as an array (n, height * width * channels), and their indices (n,)."""
-    check_claim(files[0].parent, len(files) * math.prod(shape), sum(map(size_of, files)))
+    """Return the pixels of all files that are not `bad` as an array (n, height * width * channels), and their indices (n,).
+
+    folder : folder of the images, for the message if they are too large
+    """
+    check_claim(folder, len(files) * math.prod(shape), sum(map(size_of, files)))
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:

@@ -218,20 +218,20 @@ def check_names(path: Path, names: Sequence[str]) -> list[str]:
 def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
     """Return the names and the columns of a Parquet file, without the index of a pandas data frame.
 
-    Text is read as dictionaries, which are as large as in the file: a text of 1 MB that occurs in a million rows is in the file
-    once. Before they are decoded, `plain` compares their size with the limit.
+    Columns of strings are read dictionary-encoded, so that the memory is bounded by the size of the file: a string of 1 MB that
+    occurs in a million rows is stored once. `plain` checks the decoded size before it decodes them.
     """
     import pyarrow as pa
     import pyarrow.parquet
 
     with library_errors(path, NO_PARQUET, CREATE_AGAIN), pyarrow.parquet.ParquetFile(path) as file:
         schema, metadata = file.schema_arrow, file.metadata
-        # The metadata of a column are not used: pyarrow ends the process if they are damaged.
+        # The metadata of a column are not used: pyarrow aborts the process if they are damaged.
         sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-        claimed = max(CELL * metadata.num_rows * metadata.num_columns, sum(sizes))
-    check_claim(path, claimed, size_of(path))
+        declared = max(CELL * metadata.num_rows * metadata.num_columns, sum(sizes))
+    check_claim(path, declared, size_of(path))
     for field in schema:
-        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):  # their sizes are not known
+        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):  # their decoded size is unknown
             raise DataError(f"{path}: column {field.name!r} {not_a_value(field.type)}")
     check_width(path, len(schema))
     index = pandas_index(schema.metadata or {})
@@ -261,7 +261,7 @@ def read_batches(path: Path, columns: Sequence[str]) -> pa.Table:
 
 
 def is_text_type(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is one of text; some programs write text as bytes."""
+    """Return whether an Arrow type is a string type; some programs write text as bytes."""
     import pyarrow as pa
 
     tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)

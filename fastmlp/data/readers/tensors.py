@@ -25,6 +25,8 @@ from fastmlp.files.reading import check_regular, library_errors, open_file, size
 
 SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
 NOT_TENSORS = "not a readable file of tensors"
+# Names that safetensors gives to the dtypes that NumPy has.
+DTYPES = frozenset({"BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "C64"})
 GLOBALS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})  # operations of a pickle that name a class or a function
 PICKLES = 5  # in the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 Tensors = dict[str, npt.NDArray[Any]]
@@ -41,7 +43,10 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
 
     check_regular(file)
     with library_errors(file, "not a readable safetensors file", "create it again"), safe_open(file, "numpy") as opened:
-        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - no mapping
+        for name in opened.keys():  # noqa: SIM118 - not a mapping
+            if (dtype := opened.get_slice(name).get_dtype()) not in DTYPES:
+                raise DataError(f"{file}: tensor {name!r} has dtype {dtype}, which NumPy lacks; convert it to float32")
+        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
 
 
 def read_pt_tensors(file: Path) -> Tensors:
@@ -51,7 +56,7 @@ def read_pt_tensors(file: Path) -> Tensors:
 
     Raises
     ------
-    DataError : the file is damaged, has other objects, or a size that `limits.check_claim` refuses
+    DataError : the file is damaged, has other objects, or `limits.check_claim` rejects its size
     UnavailableError : PyTorch is not installed
     """
     try:
@@ -92,14 +97,14 @@ class WithoutDescriptor(io.RawIOBase):
 
 
 def check_pickles(file: Path, stream: BufferedReader) -> None:
-    """Check what a file of `torch.save` claims before PyTorch reads it, and set the stream to its start.
+    """Check what a file of `torch.save` declares before PyTorch reads it, and set the stream to its start.
 
     PyTorch allocates memory for the content of compressed members, and calls functions that the pickle names. Besides its own,
     it allows functions such as bytearray, which allocate any amount of memory. The pickles are parsed, but not executed.
 
     Raises
     ------
-    DataError : the file is damaged, has other objects than tensors and plain values, or `limits.check_claim` refuses it
+    DataError : the file is damaged, has other objects than tensors and plain values, or `limits.check_claim` rejects it
     """
     size = size_of(file)
     with library_errors(file, NOT_TENSORS, SAVE):
@@ -114,7 +119,7 @@ def check_pickles(file: Path, stream: BufferedReader) -> None:
         names = [name for one in pickles for operation, name, _ in pickletools.genops(one) if operation.name in GLOBALS]
         stream.seek(0)
     if other := [name for name in names if not str(name).startswith(("torch", "collections OrderedDict"))]:
-        raise DataError(f"{file}: contains {str(other[0])[:60]!r}, which is no tensor; {SAVE}")
+        raise DataError(f"{file}: contains {str(other[0])[:60]!r}, which is not a tensor; {SAVE}")
 
 
 def as_numpy(file: Path, name: str, tensor: Any) -> npt.NDArray[Any]:

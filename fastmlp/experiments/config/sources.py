@@ -135,7 +135,7 @@ def stored_settings(path: Path) -> Iterator[None]:
     try:
         yield
     except ConfigError as error:
-        raise DataError(f"{path}: cannot be used ({error}); {RESTORE}") from error
+        raise DataError(f"{path}: invalid settings ({str(error).removeprefix(f'{path}: ')}); {RESTORE}") from error
 
 
 def read_file(path: Path, types: ParamTypes) -> dict[str, Any]:

@@ -95,7 +95,7 @@ class DataSettings:
     max_decompressed: float | None = data_setting(
         FLOAT,
         None,
-        "Largest decompressed size of a data file in GiB [default: 1, or 50 times the size of the file if this is more].",
+        "Maximum size of a decompressed data file in GiB [default: 1]; up to 50 times the file size is always accepted.",
     )
     task: str | None = data_setting(
         one_of("task", TASKS), None, "Type of the task [default: inferred from the targets].", common=True

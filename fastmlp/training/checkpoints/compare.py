@@ -80,7 +80,9 @@ def check_same(stored: StoredCheckpoint, task: Task, data: str) -> None:
             "Use the same settings, or start a new run with another folder"
         )
     if len(stored.checkpoint.state.slots) != len(task.settings.optimizer.slots):
-        raise DataError(f"{where}: its slots are not those of the optimizer; start a new run with another folder")
+        found, needed = len(stored.checkpoint.state.slots), len(task.settings.optimizer.slots)
+        problem = f"the checkpoint has {found} optimizer slots per parameter, but the optimizer needs {needed}"
+        raise DataError(f"{where}: {problem}; start a new run in another folder")
     digests = activation_digests(task)
     if names := [name for name in digests if digests[name] != record.activations.get(name)]:
         raise ConfigError(f"{where}: the code of the activation {names[0]!r} has changed; restore it, or start a new run")

@@ -128,13 +128,13 @@ def read(path: Path) -> StoredCheckpoint:
 
 
 class StoredSettings(msgspec.Struct):
-    """The item of `Record.settings` that is read."""
+    """The field of `Record.settings` that fastmlp uses; other fields are ignored."""
 
     epochs: int
 
 
 class StoredEnvironment(msgspec.Struct):
-    """The item of `Record.environment` that is read."""
+    """The field of `Record.environment` that fastmlp uses; other fields are ignored."""
 
     backend: str
 
