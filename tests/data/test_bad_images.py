@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import subprocess
 from pathlib import Path
 
 import numpy as np
@@ -195,7 +196,7 @@ def test_the_note_has_the_first_names() -> None:
 def test_every_exception_of_pillow_becomes_one_that_names_the_file(
     error: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def fail(stream: object) -> None:
+    def fail(stream: object, **options: object) -> None:
         raise error
 
     monkeypatch.setattr(Image, "open", fail)
@@ -238,3 +239,23 @@ def test_a_folder_without_images_or_no_folder_is_an_error(tmp_path: Path) -> Non
     (tmp_path / "notes.txt").touch()
     assert message(DataError, images_in, tmp_path).startswith(f"{tmp_path}: no images in this folder; give")
     assert str(tmp_path / "none") in message(DataError, images_in, tmp_path / "none")
+
+
+POSTSCRIPT = b"%!PS-Adobe-3.0 EPSF-3.0\n%%BoundingBox: 0 0 10 10\n%%EndComments\n(x) print\n"
+
+
+def test_other_formats_are_rejected_whatever_their_suffix(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Pillow would start Ghostscript for PostScript, and has readers of many rare formats."""
+    monkeypatch.setattr(subprocess, "check_call", None)
+    (tmp_path / "a.png").write_bytes(POSTSCRIPT)
+    image = Image.new("RGB", (8, 8))
+    for name in ("SGI", "TGA", "PCX", "ICO", "DDS", "JPEG2000", "PDF"):
+        image.save(tmp_path / f"{name}.png", name)
+    for path in tmp_path.iterdir():
+        assert "unknown or damaged file format" in message(DataError, read_image, path, 1)
+
+
+@pytest.mark.parametrize("name", ["PNG", "JPEG", "MPO", "BMP", "GIF", "PPM", "TIFF", "WEBP"])
+def test_the_formats_of_all_suffixes_are_read(name: str, tmp_path: Path) -> None:
+    Image.new("RGB", (8, 8), "white").save(tmp_path / "a.png", name)
+    assert np.asarray(read_image(tmp_path / "a.png", 1)).min() > 250

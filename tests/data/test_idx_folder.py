@@ -313,3 +313,8 @@ def test_a_missing_file_is_exit_code_3(tmp_path):
     removed("train-labels")(tmp_path / "data")
     text = refused(3, "train", "--data", tmp_path / "data", "--out", tmp_path / "run", *FAST)
     assert "train-labels is missing; found:" in text and not (tmp_path / "run").exists()
+
+
+def test_a_large_mapping_is_rejected(tmp_path):
+    folder = emnist(tmp_path, mapping="1 65\n" * (1 << 18))
+    assert "larger than 1,048,576 bytes" in message_of(DataError, load_data, folder)

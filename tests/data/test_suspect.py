@@ -221,7 +221,7 @@ def test_dtypes_that_numpy_lacks(tmp_path: Path) -> None:
     for dtype in (torch.float8_e4m3fn, torch.float8_e5m2, torch.bfloat16):
         save_file({"x": torch.zeros(4, 2).to(dtype), "y": y}, tmp_path / "a.safetensors")
         text = message(DataError, load_data, tmp_path / "a.safetensors")
-        assert text.startswith(f"{tmp_path / 'a.safetensors'}: tensor 'x' has dtype ") and "which NumPy lacks" in text
+        assert text.startswith(f"{tmp_path / 'a.safetensors'}: tensor 'x': cannot be read as a NumPy array (")
     torch.save({"x": torch.zeros(4, 2).to(torch.float8_e4m3fn), "y": y}, tmp_path / "a.pt")
     assert message(DataError, load_data, tmp_path / "a.pt").startswith(f"{tmp_path / 'a.pt'}: tensor 'x': cannot be converted")
 
@@ -371,4 +371,4 @@ def test_an_extractor_of_another_kind_is_named(tmp_path: Path) -> None:
         np.savez(tmp_path / "a.npz", **arrays, extractor=extractor, provenance=np.array("{}"))
         assert str(tmp_path / "a.npz") in message(DataError, load_data, tmp_path / "a.npz")
     np.savez(tmp_path / "a.npz", **arrays, extractor=np.zeros(3, np.uint8))
-    assert "is given without provenance" in message(DataError, load_data, tmp_path / "a.npz")
+    assert "has no matching array 'provenance'" in message(DataError, load_data, tmp_path / "a.npz")

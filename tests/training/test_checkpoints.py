@@ -438,3 +438,17 @@ def test_the_digest_of_data_does_not_depend_on_how_they_are_held(train: Training
     base[order] = IMAGES
     parts = tuple((Subset(base.reshape(110, 20), order[rows]), LABELS[rows]) for rows in (slice(80), slice(80, None)))
     check_same(train(parts=parts, image_shape=(5, 4, 1), resume=folder), train())
+
+
+def test_slots_of_another_optimizer_are_refused(train: Trainings, folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The settings of the checkpoint are right, but its slots are not."""
+
+    def without_slots(path: Path) -> Any:
+        stored = read(path)
+        state = stored.checkpoint.state._replace(slots=stored.checkpoint.state.slots[:1])
+        return stored._replace(checkpoint=stored.checkpoint._replace(state=state))
+
+    read = checkpoints.read
+    monkeypatch.setattr(checkpoints, "read", without_slots)
+    with pytest.raises(DataError, match="optimizer slot"):
+        train(checkpoints=folder, resume=True)

@@ -31,6 +31,8 @@ if TYPE_CHECKING:
 IMAGE_SUFFIXES = frozenset(
     {".png", ".jpg", ".jpeg", ".jfif", ".bmp", ".gif", ".tif", ".tiff", ".webp", ".pbm", ".pgm", ".ppm", ".pnm"}
 )
+# Pillow's formats of these suffixes. Its other readers are not used: that of PostScript starts Ghostscript with the file.
+FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
 SILENT = logging.NullHandler()
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 
@@ -312,7 +314,7 @@ def _pillow(path: Path) -> Iterator[PillowImage]:
         warnings.simplefilter("ignore")  # damaged metadata, which are not used
         warnings.simplefilter("error", Image.DecompressionBombWarning)
         try:
-            with Image.open(stream) as image:
+            with Image.open(stream, formats=FORMATS) as image:
                 yield image
         except Exception as error:
             # The message of this exception has the representation of a Python object.

@@ -25,8 +25,6 @@ from fastmlp.files.reading import check_regular, library_errors, open_file, size
 
 SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
 NOT_TENSORS = "not a readable file of tensors"
-# Names that safetensors gives to the dtypes that NumPy has.
-DTYPES = frozenset({"BOOL", "U8", "U16", "U32", "U64", "I8", "I16", "I32", "I64", "F16", "F32", "F64", "C64"})
 GLOBALS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})  # operations of a pickle that name a class or a function
 PICKLES = 5  # in the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 Tensors = dict[str, npt.NDArray[Any]]
@@ -42,11 +40,13 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
     from safetensors import safe_open
 
     check_regular(file)
+    tensors: Tensors = {}
     with library_errors(file, "not a readable safetensors file", "create it again"), safe_open(file, "numpy") as opened:
+        metadata = opened.metadata() or {}
         for name in opened.keys():  # noqa: SIM118 - not a mapping
-            if (dtype := opened.get_slice(name).get_dtype()) not in DTYPES:
-                raise DataError(f"{file}: tensor {name!r} has dtype {dtype}, which NumPy lacks; convert it to float32")
-        return opened.metadata() or {}, {name: opened.get_tensor(name) for name in opened.keys()}  # noqa: SIM118 - not a mapping
+            with library_errors(f"{file}: tensor {name!r}", "cannot be read as a NumPy array", "convert it to float32"):
+                tensors[name] = opened.get_tensor(name)
+    return metadata, tensors
 
 
 def read_pt_tensors(file: Path) -> Tensors:
