@@ -432,9 +432,9 @@ def test_safetensors_files_are_read_as_data_sets() -> None:
     assert "c.safetensors: no tensor named y (it holds: x)" in refused(3, "train", "--data", "c.safetensors")
     for text in ("no, yes", "3", "[1, 2]"):
         save_file({"x": x, "y": y}, "d.safetensors", {"classes": text})
-        assert "'classes' in the metadata is not JSON" in refused(3, "train", "--data", "d.safetensors")
+        assert "'classes' in the metadata is not " in refused(3, "train", "--data", "d.safetensors")
     save_torch_file({"x": torch.ones(2, 2, dtype=torch.bfloat16), "y": torch.arange(2)}, "f.safetensors")
-    assert "f.safetensors: not a readable safetensors file" in refused(3, "train", "--data", "f.safetensors")
+    assert "f.safetensors: tensor 'x': cannot be read as a NumPy array" in refused(3, "train", "--data", "f.safetensors")
     for provenance in ("hello", "5", "{}"):
         save_file({"x": x, "y": y}, "g.safetensors", {"provenance": provenance})
         assert load_data("g.safetensors").provenance is None
