@@ -33,8 +33,8 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Pillow's formats of these suffixes. Its other readers are not used: that of PostScript starts Ghostscript with the file.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
-SILENT = logging.NullHandler()
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
+logging.getLogger("PIL").addHandler(logging.NullHandler())  # without it, messages about damaged files are written to stderr
 
 Result = TypeVar("Result")
 
@@ -307,7 +307,6 @@ def _pillow(path: Path) -> Iterator[PillowImage]:
     """
     from PIL import Image, UnidentifiedImageError
 
-    logging.getLogger("PIL").addHandler(SILENT)  # otherwise, its messages about damaged files are written to stderr
     # Given the name of an uncompressed TIFF file, Pillow maps it into memory, and version 13.0 then ignores that the width and
     # the height of an image with an orientation are swapped.
     with open_file(path) as stream, warnings.catch_warnings():
