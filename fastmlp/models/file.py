@@ -127,12 +127,8 @@ def read_checkpoint(
     try:
         scaling, extractor = take_scaling(header.scaling, INPUTS, tensors), take_extractor(tensors)
         target_scaling = take_scaling(header.target_scaling, TARGETS, tensors)
-        features = None if scaling is None else len(scaling.shift)
-        if header.encoding is not None and header.encoding.n_features != header.network.sizes[0]:
-            n_encoded, n_inputs = header.encoding.n_features, header.network.sizes[0]
-            problem = f"the table encoding has {n_encoded} features, but the network takes {n_inputs}"
-            raise DataError(f"{problem}; train the model again")
-        check_description(header.network, features, header.classes, None if extractor else header.image_shape)
+        shape = None if extractor else header.image_shape
+        check_parts(header.network, header.classes, shape, scaling, target_scaling, header.encoding)
         parameters = gather(header.network, tensors)
     except DataError as error:
         raise DataError(f"{file}: {error}") from None
@@ -149,6 +145,27 @@ def read_checkpoint(
         "image_stats": header.image_stats,
     }
     return model, training
+
+
+def check_parts(
+    network: Network,
+    classes: tuple[str, ...],
+    image_shape: tuple[int, ...] | None,
+    scaling: Scaling | None,
+    target_scaling: Scaling | None,
+    encoding: TableEncoding | None,
+) -> None:
+    """Raise DataError unless the parts of a model match its network; see `Model` for the parameters.
+
+    image_shape : None also for a model with an extractor, whose network does not take images
+    """
+    check_description(network, None if scaling is None else len(scaling.shift), classes, image_shape)
+    first, last = network.sizes[0], network.sizes[-1]
+    if encoding is not None and encoding.n_features != first:
+        problem = f"the table encoding has {encoding.n_features} features, but the network takes {first}"
+        raise DataError(f"{problem}; use the encoding of the training table, or train the model again")
+    if target_scaling is not None and len(target_scaling.shift) != last:
+        raise DataError(f"the target scaling is for {len(target_scaling.shift)} targets, but the network has {last}")
 
 
 def files_in(folder: Path) -> list[Path]:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from fastmlp._summary import Summarized, listed
-from fastmlp.data.checks import check_description, check_rows
+from fastmlp.data.checks import check_rows
 from fastmlp.data.images.polarity import ImageStats
 from fastmlp.data.labels import class_labels
 from fastmlp.data.rows import Features
@@ -19,7 +19,7 @@ from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.data.tables.frames import encode_frame, is_frame
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, State
-from fastmlp.errors import ConfigError, DataError
+from fastmlp.errors import ConfigError
 from fastmlp.models import file, metrics
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.nn.network import FloatArray, Network
@@ -70,17 +70,8 @@ class Model(Summarized):
         parameters = self.parameters.view()
         parameters.flags.writeable = False  # the engine has a copy, so that changes would have no effect on predictions
         object.__setattr__(self, "parameters", parameters)
-        features = None if self.scaling is None else len(self.scaling.shift)
-        check_description(self.network, features, self.classes, self.image_shape if self.extractor is None else None)
-        if self.encoding is not None and self.encoding.n_features != self.network.sizes[0]:
-            features, inputs = self.encoding.n_features, self.network.sizes[0]
-            problem = f"the table encoding has {features} features, but the network takes {inputs}"
-            raise DataError(f"{problem}; use the encoding of the training table")
-        if self.target_scaling is not None and len(self.target_scaling.shift) != self.network.sizes[-1]:
-            outputs = self.network.sizes[-1]
-            raise DataError(
-                f"the target scaling is for {len(self.target_scaling.shift)} targets, but the network has {outputs}"
-            )
+        shape = self.image_shape if self.extractor is None else None
+        file.check_parts(self.network, self.classes, shape, self.scaling, self.target_scaling, self.encoding)
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows."""
