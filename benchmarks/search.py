@@ -41,6 +41,8 @@ HERE = Path(__file__).parent
 SEARCHES = HERE / "searches.toml"
 RESULTS = HERE / "results" / "searches.json"
 
+PRINTED = ("loss", "accuracy", "val_loss", "val_accuracy")  # metrics that a report prints per epoch
+
 Row = dict[str, Any]
 Keep = Callable[[Row], None]
 
@@ -136,6 +138,7 @@ def on_features(search: Mapping[str, Any], todo: Sequence[dict[str, Any]], folde
         cnn_result = extracted.result["cnn"]
         cnn = {name: cnn_result[name]["accuracy"] for name in ("validation", "test") if name in cnn_result}
         cnn |= {key: cnn_result[key] for key in ("epochs", "best_epoch", "seconds")}
+        cnn["history"] = [{key: round(epoch[key], 4) for key in PRINTED} for epoch in cnn_result["history"]]
         keep({"settings": changed, "cnn": cnn} | metrics_of(search, trained, plan.splits))
 
 
