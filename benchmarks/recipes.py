@@ -1,8 +1,9 @@
 """Reproduce published experiments: python -m benchmarks.recipes PATTERN… [--seeds N] [--folder FOLDER] [--out FILE.json]
 
 The script runs all recipes whose names match a PATTERN (`fastmlp recipes run`), and writes their results and the published
-results to FILE.json. Finished runs in --folder are reused, and rows of other recipes in FILE.json are kept. If an accuracy is
-more than half a percentage point below the published one, the script exits with an error after writing the file.
+figures to FILE.json. Finished runs in --folder are reused, and rows of other recipes in FILE.json are kept. If a validation or
+test accuracy differs by more than half a percentage point from the published one, the script exits with an error after writing
+the file.
 
 The data sets must be available (FASTMLP_DATA). The results are those of seed 0; with --seeds 2 or more, the mean and standard
 deviation over the seeds are added. `fastmlp recipes show NAME` lists the settings that a published report does not specify.
@@ -20,12 +21,14 @@ from typing import Any
 
 from benchmarks.epochs import machine
 from fastmlp.experiments.plan import SPLIT_NAMES
+from fastmlp.experiments.recipes.compare import figures, networks, value_of
 from fastmlp.experiments.recipes.recipe import all_recipes
-from fastmlp.experiments.recipes.run import RecipeJob, make_job, networks, select
+from fastmlp.experiments.recipes.run import RecipeJob, make_job, select
 from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
-MARGIN = 0.005  # maximum shortfall of an accuracy that counts as reproduced
+MARGIN = 0.005  # maximum difference of an accuracy that counts as reproduced
+KEPT = ("accuracy", "loss", "macro_f1")  # metrics of each split in the file
 
 
 def run(patterns: list[str], folder: Path, seed: int) -> None:
@@ -49,16 +52,20 @@ def collect(job: RecipeJob) -> dict[str, Any]:
     recipe, command = job.recipe, "train" if job.images is None else "extract"
     both = " train" if job.images is not None and job.config is not None else ""
     row = {"name": recipe.name, "title": recipe.title, "seed": 0, "command": f"fastmlp {command} --recipe {recipe.name}{both}"}
-    return row | {"cnn": None, "mlp": None} | {kind: accuracies(ours, theirs) for kind, (theirs, ours) in networks(job).items()}
+    return row | {"cnn": None, "mlp": None} | {kind: network_row(*one) for kind, one in networks(job).items()}
 
 
-def accuracies(result: dict[str, Any], published: dict[str, Any]) -> dict[str, Any]:
-    """Return our accuracies and times of one network, together with the published accuracies."""
-    ours = {split: result[split]["accuracy"] for split in SPLIT_NAMES if result.get(split)}
+def network_row(published: dict[str, Any], result: dict[str, Any], history: Any) -> dict[str, Any]:
+    """Return our metrics and times of one network, and the published figures beside ours."""
+    metrics = {
+        split: {name: value for name in KEPT if (value := value_of(result, split, name)) is not None}
+        for split in SPLIT_NAMES
+        if result.get(split)
+    }
     times = {"epochs": result["epochs"], "best_epoch": result["best_epoch"], "seconds": round(result["seconds"], 1)}
     if "seconds_per_epoch" in result:  # median, without evaluation
         times["seconds_per_epoch"] = round(result["seconds_per_epoch"], 3)
-    return ours | times | {"published": published}
+    return metrics | times | {"figures": [one.table() for one in figures(published, result, history)]}
 
 
 def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
@@ -66,24 +73,23 @@ def over_seeds(rows: list[dict[str, Any]]) -> dict[str, Any]:
     first = rows[0]
     for kind in ("cnn", "mlp"):
         if first[kind] is not None:
-            values = {split: [row[kind][split] for row in rows] for split in SPLIT_NAMES if split in first[kind]}
+            values = {split: [row[kind][split]["accuracy"] for row in rows] for split in SPLIT_NAMES if split in first[kind]}
             seeds = {split: {"mean": mean(of), "deviation": stdev(of), "values": of} for split, of in values.items()}
             first = first | {kind: first[kind] | {"seeds": seeds}}
     return first
 
 
 def missed(row: dict[str, Any]) -> list[str]:
-    """Return a line for each validation or test accuracy that is more than MARGIN below the published one."""
+    """Return a line for each validation or test accuracy that differs by more than MARGIN from the published one."""
     texts = []
     for kind in ("cnn", "mlp"):
-        of_kind = row[kind] or {"published": {}}
-        for split in ("validation", "test"):
-            published = of_kind["published"].get(split)
-            if published is None:
+        for one in row[kind]["figures"] if row[kind] else ():
+            split = one["name"].partition(" ")[0]
+            if one["metric"] != "accuracy" or one["published"] is None or split not in ("validation", "test"):
                 continue
-            ours = of_kind["seeds"][split]["mean"] if "seeds" in of_kind else of_kind[split]
-            if ours < published - MARGIN:
-                texts.append(f"{row['name']}: {kind} {ours:.4f} on {split}, published {published:.4f}")
+            ours = row[kind]["seeds"][split]["mean"] if "seeds" in row[kind] else one["ours"]
+            if abs(ours - one["published"]) > MARGIN:
+                texts.append(f"{row['name']}: {kind} {one['name']} {ours:.4f}, published {one['published']:.4f}")
     return texts
 
 
@@ -107,8 +113,8 @@ def main() -> None:
         rows[name] = (over_seeds(found) if len(found) > 1 else found[0]) | {"machine": machine()}
     if options.out:
         write_json(options.out, {"rows": [rows[name] for name in all_recipes() if name in rows]})
-    if short := [text for row in rows.values() for text in missed(row)]:
-        sys.exit("\n".join(short))
+    if misses := [text for row in rows.values() for text in missed(row)]:
+        sys.exit("\n".join(misses))
 
 
 if __name__ == "__main__":

@@ -17,7 +17,8 @@ from typing import Any
 from benchmarks.gpu.report import gpu_table
 from fastmlp.bench.estimators import duration
 from fastmlp.bench.rivals import NAMES, OURS
-from fastmlp.experiments.recipes.run import shown_split
+from fastmlp.experiments.recipes.compare import shown
+from fastmlp.experiments.recipes.recipe import all_recipes
 
 ROOT = Path(__file__).parent.parent
 RESULTS = ROOT / "benchmarks" / "results"
@@ -143,33 +144,68 @@ def twins_table(result: dict[str, Any]) -> str:
     return "\n".join([*lines, "", f"{where(result)}; one run each, seed 0."])
 
 
+SPLITS = ("train", "validation", "test")
+RECIPE_HEADS = ("recipe", "network", *SPLITS, *(f"{split} loss" for split in SPLITS), "macro F1", "epochs (best)", "s")
+
+
 def recipes_table(result: dict[str, Any]) -> str:
-    """Format one row per network of each recipe: published accuracy, our accuracy, and their difference."""
-    lines = [
-        "| recipe | network | split | published | ours | difference | epochs (best) | s |",
-        "| --- " * 8 + "|",
-    ]
+    """Format one row per network of each recipe: our figures, and in brackets their differences from the published ones."""
+    lines = [f"| {' | '.join(RECIPE_HEADS)} |", "| --- " * len(RECIPE_HEADS) + "|"]
     for row in result["rows"]:
         for kind, name in (("cnn", row["title"]), ("mlp", "MLP on its features" if row["cnn"] else row["title"])):
             if row[kind]:
-                lines.append(f"| {row['name']} | {name} | {recipe_cells(row[kind])} |")
-    split = "The split is the one for which an accuracy was published, or the test split if none was published."
+                lines.append(f"| {' | '.join([row['name'], name, *recipe_cells(row[kind])])} |")
+    differences = (
+        "In brackets: the difference from the published figure, in percentage points for accuracy and for macro F1, which is "
+        "that of the validation split. The report of cs776 prints epochs: in its rows, accuracy and loss of the training and "
+        "validation splits are those of the best epoch, or of epoch 10 for the CNNs; the training metrics are those during "
+        "the epoch."
+    )
     seconds = "Seconds were measured on a busy machine, several networks in parallel with one thread each."
     seeds = "One run each, seed 0, unless a mean and standard deviation over seeds are given."
-    return "\n".join([*lines, "", f"{where(result)}. {seeds} {split} {seconds}"])
+    return "\n".join([*lines, "", f"{where(result)}. {seeds} {differences} {seconds}"])
 
 
-def recipe_cells(metrics: dict[str, Any]) -> str:
-    """Return the cells of one network: split, published accuracy, our accuracy, difference, epochs and seconds."""
-    published = metrics["published"]
-    split = shown_split(published)
-    ours, shown = metrics[split], f"{metrics[split]:.2%}"
-    if "seeds" in metrics:
-        over = metrics["seeds"][split]
-        ours, shown = over["mean"], f"{over['mean']:.2%} ± {100 * over['deviation']:.2f} ({len(over['values'])} seeds)"
-    theirs = [f"{published[split]:.2%}", f"{100 * (ours - published[split]):+.2f}"] if split in published else ["–", "–"]
-    epochs = f"{metrics['epochs']} ({metrics['best_epoch']})"
-    return " | ".join([split, theirs[0], shown, theirs[1], epochs, f"{metrics['seconds']:.0f}"])
+def recipe_cells(network: dict[str, Any]) -> list[str]:
+    """Return the cells of one network: accuracy and loss of the splits, macro F1, epochs and seconds."""
+    accuracies, losses = ([figure_cell(network, split, metric) for split in SPLITS] for metric in ("accuracy", "loss"))
+    published = {one["name"]: one["published"] for one in network["figures"]}
+    epochs = f"{network['epochs']} ({network['best_epoch']})"
+    if "epochs" in published:
+        epochs += f"; published {published['epochs']} ({published['best epoch']})"
+    return [*accuracies, *losses, figure_cell(network, "validation", "macro_f1"), epochs, f"{network['seconds']:.0f}"]
+
+
+def figure_cell(network: dict[str, Any], split: str, metric: str) -> str:
+    """Return our value of a metric of a split as text, with the difference from the published value if there is one."""
+    of_split = (one for one in network["figures"] if one["metric"] == metric and one["name"].startswith(split))
+    figure = next(of_split, {"ours": network.get(split, {}).get(metric), "published": None})
+    ours, published = figure["ours"], figure["published"]
+    if ours is None:
+        return "–"
+    spread = ""
+    if metric == "accuracy" and split in network.get("seeds", {}):
+        over = network["seeds"][split]
+        ours, spread = over["mean"], f" ± {100 * over['deviation']:.2f} ({len(over['values'])} seeds)"
+    difference = "" if published is None else f" ({shown(ours - published, metric, '+')})"
+    return shown(ours, metric) + spread + difference
+
+
+def pooling_table(result: dict[str, Any]) -> str:
+    """Format the CNNs of report cs776 with the columns of its own table."""
+    heads = ("recipe", "pooling", "kernel", "filters", "initialization", "MLP hidden", "CNN alone", "CNN features, MLP")
+    lines = [f"| {' | '.join(heads)} |", "| --- " * len(heads) + "|"]
+    for row in result["rows"]:
+        recipe = all_recipes()[row["name"]]
+        if row["name"].startswith("cs776-cnn-"):
+            assert recipe.extract is not None
+            assert recipe.train is not None
+            cnn, kernel = recipe.extract, recipe.extract["kernel"][0]
+            cells = [cnn["pool"][0], f"{kernel}x{kernel}", "-".join(map(str, cnn["filters"])), cnn.get("init", "random")]
+            hidden = "-".join(map(str, recipe.train["hidden"]))
+            accuracies = [figure_cell(row[kind], "test", "accuracy") for kind in ("cnn", "mlp")]
+            lines.append(f"| {' | '.join([row['name'], *cells, hidden, *accuracies])} |")
+    return "\n".join([*lines, "", "Test accuracy in percent, and in brackets the difference from the published one."])
 
 
 def estimators_table(result: dict[str, Any]) -> str:
@@ -194,15 +230,17 @@ TABLES: dict[str, Callable[[Any], str]] = {
     "many": many_table,
     "twins": twins_table,
     "recipes": recipes_table,
+    "pooling": pooling_table,
     "estimators": estimators_table,
 }
 
+FILES = {"pooling": "recipes"}  # tables whose JSON file has another name
 
 # For each page, the folder of its JSON files and the names of its tables.
 PAGES = {
     ROOT / "docs" / "speed.md": (RESULTS, ("epochs", "gpu", "claims", "many", "start")),
     ROOT / "docs" / "estimators.md": (RESULTS, ("estimators",)),
-    ROOT / "docs" / "results.md": (RESULTS, ("recipes", "twins")),
+    ROOT / "docs" / "results.md": (RESULTS, ("recipes", "pooling", "twins")),
     RESULTS / "znver3" / "README.md": (RESULTS / "znver3", ("epochs", "claims", "start", "many")),
 }
 
@@ -210,7 +248,7 @@ PAGES = {
 def filled(text: str, folder: Path = RESULTS, names: Sequence[str] = tuple(TABLES)) -> str:
     """Return the text of a page with each table regenerated from its JSON file."""
     for name in names:
-        file = folder / f"{name}.json"
+        file = folder / f"{FILES.get(name, name)}.json"
         known = None if name == "gpu" and not file.exists() else json.loads(file.read_text())  # GPU results are optional
         table = TABLES[name](known)
         pattern = re.compile(rf"(<!-- table {name} -->\n).*?(<!-- end -->)", re.DOTALL)
@@ -224,9 +262,9 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true")
     options = parser.parse_args()
-    for page, shown in PAGES.items():
+    for page, (folder, names) in PAGES.items():
         before = page.read_text()
-        after = filled(before, *shown)
+        after = filled(before, folder, names)
         if options.check and after != before:
             sys.exit(f"the tables of {page} differ from benchmarks/results; run python -m benchmarks.tables")
         if not options.check:

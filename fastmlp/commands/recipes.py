@@ -71,9 +71,11 @@ def recipes_run(tools: Any, /, patterns: tuple[str, ...], jobs: int | None, out:
     fastmlp recipes run 'cs776-mlp-*' 'ee5179-*' --jobs 2
 
     Finished recipes are skipped, so the same command continues after an interruption. MLPs that train on the same pixels
-    are trained in parallel. Environment variables such as FASTMLP_EPOCHS override the settings of the recipes.
+    are trained in parallel. Environment variables such as FASTMLP_EPOCHS override the settings of the recipes; the
+    published figures are then left out.
     """
-    from fastmlp.experiments.recipes.run import comparison, comparison_text, make_job, run_recipes, select
+    from fastmlp.experiments.recipes.compare import comparison, comparison_text
+    from fastmlp.experiments.recipes.run import make_job, run_recipes, select
 
     found = [make_job(name, Path(out), os.environ, flags) for name in select(patterns)]
     number = run_recipes(found, tools, jobs, quiet=is_quiet(), say=say)

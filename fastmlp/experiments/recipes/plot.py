@@ -129,5 +129,5 @@ def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | N
         history = read_lines(folder / METRICS_NAME) if history is None else history
         if not all(any(row.get(f"val_{figure}") is not None for row in history) for figure in one.figures):
             return None
-        kept[network] = Training(history, trained["best_epoch"], published.get("validation"))
+        kept[network] = Training(history, trained["best_epoch"], published.get("validation", {}).get("accuracy"))
     return kept

@@ -33,8 +33,8 @@ class Recipe(NamedTuple):
     source : description of the report, its data and their splits
     extract : settings of `fastmlp extract`; None if the experiment has no convolutional network
     train : settings of `fastmlp train`; None if the experiment has only a convolutional network
-    published : published accuracies by split, such as {"test": 0.8825}, of the network that `train` trains. The key "cnn"
-        has those of the convolutional network. The keys "epochs", "loss" and "note" are optional
+    published : published figures of the network that `train` trains, such as {"test": {"accuracy": 0.8825}}; the key "cnn" has
+        those of the convolutional network. compare.py describes the keys
     choices : values that we chose for settings that the report does not state, with reasons
     """
 
@@ -141,12 +141,13 @@ def as_lines(found: Mapping[str, Recipe]) -> str:
 def published_text(published: Mapping[str, Any]) -> str:
     """Return the published results as text.
 
-    >>> published_text({"cnn": {"test": 0.8769}, "test": 0.8868, "note": "their best"})
+    >>> published_text({"cnn": {"test": {"accuracy": 0.8769}}, "test": {"accuracy": 0.8868}, "note": "their best"})
     'CNN: test 87.69 %; MLP: test 88.68 %; their best'
     """
     texts = []
     for kind, figures in (("CNN", published.get("cnn", {})), ("MLP", published)):
-        parts = [f"{part} {100 * figures[part]:.4g} %" for part in ("train", "validation", "test") if part in figures]
+        accuracies = {split: figures.get(split, {}).get("accuracy") for split in ("train", "validation", "test")}
+        parts = [f"{split} {100 * accuracy:.4g} %" for split, accuracy in accuracies.items() if accuracy is not None]
         if parts:
             texts.append(f"{kind}: {', '.join(parts)}" if "cnn" in published else ", ".join(parts))
     return "; ".join([*texts, *([published["note"]] if "note" in published else [])])

@@ -1,4 +1,4 @@
-"""Run the recipes that are not finished, and compare their results with the published ones.
+"""Run the recipes that are not finished; compare.py compares their results with the published ones.
 
 Each recipe has its own run folder, as written by `fastmlp train`. A recipe is finished if the folder has all files of a run
 that was not interrupted; other runs continue from their checkpoints. MLPs on pixels with the same data and splits are trained
@@ -198,69 +198,3 @@ def run_images(job: RecipeJob, tools: Tools, quiet: bool, say: Say) -> int:
         draw_missing(extracted, job.folder, say)
         write_json(job.folder / CNN_NAME, extracted.result)
     return extracted.signal
-
-
-# ------------------------------------------------------------------------------------------------ comparison
-
-
-def comparison(job: RecipeJob) -> dict[str, Any]:
-    """Return our results and the published results of a recipe; results that do not exist are None."""
-    rows = {kind: compared(published, ours) for kind, (published, ours) in networks(job).items()}
-    return {"name": job.recipe.name, "done": job.result is not None, **rows}
-
-
-def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any]]:
-    """Return the published result and our result (or None) for each network of a recipe, under the keys "cnn" and "mlp"."""
-    result, published = job.result, dict(job.recipe.published)
-    found = {}
-    if job.images is not None:
-        found["cnn"] = (published.pop("cnn", {}), result and extracted_of(job.recipe, result)["cnn"])
-    if job.config is not None:
-        found["mlp"] = (published, result)
-    return found
-
-
-def shown_split(published: Mapping[str, Any]) -> str:
-    """Return the split whose accuracy is compared: the first of `SPLIT_NAMES` with a published accuracy, or "test"."""
-    return next((split for split in SPLIT_NAMES if split in published), "test")
-
-
-def compared(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> dict[str, Any]:
-    """Return the published accuracy and our accuracy of a network, their difference, and our epochs and seconds."""
-    split = shown_split(published)
-    theirs = published.get(split)
-    accuracy = None if ours is None else ours[split]["accuracy"]
-    return {
-        "split": split,
-        "published": theirs,
-        "ours": accuracy,
-        "difference": None if theirs is None or accuracy is None else accuracy - theirs,
-        "epochs": None if ours is None else ours["epochs"],
-        "seconds": None if ours is None else ours["seconds"],
-    }
-
-
-def comparison_text(rows: Sequence[Mapping[str, Any]]) -> str:
-    """Return the comparisons as a table."""
-    lines = [
-        f"{'recipe':<14} {'':<4} {'split':<10} {'published':>9} {'ours':>7} {'difference':>10} {'epochs':>6} {'seconds':>8}"
-    ]
-    for row in rows:
-        for kind in ("cnn", "mlp"):
-            if kind in row:
-                lines.append(comparison_line(row["name"], kind, row[kind]))
-    return "\n".join(lines)
-
-
-def comparison_line(name: str, kind: str, one: Mapping[str, Any]) -> str:
-    """Return the table row of one network."""
-
-    def shown(value: float | None, form: str) -> str:
-        return "–" if value is None else format(value, form)
-
-    published, ours = (None if one[key] is None else 100 * one[key] for key in ("published", "ours"))
-    difference = None if one["difference"] is None else 100 * one["difference"]
-    return (
-        f"{name:<14} {kind.upper():<4} {one['split']:<10} {shown(published, '.2f'):>9} {shown(ours, '.2f'):>7} "
-        f"{shown(difference, '+.2f'):>10} {shown(one['epochs'], 'd'):>6} {shown(one['seconds'], '.1f'):>8}"
-    )
