@@ -45,6 +45,7 @@ class Curve(NamedTuple):
     best_epoch : epoch whose weights were kept, or None
     published : published value of the metric shown in the panel, or None
     split : the split of the metrics, "validation" or "training"; those of "training" are `loss` and `accuracy` in the history
+    printed : published values per epoch, as pairs (epoch, value)
     """
 
     label: str
@@ -53,6 +54,7 @@ class Curve(NamedTuple):
     best_epoch: int | None
     published: float | None
     split: str = "validation"
+    printed: Sequence[tuple[int, float]] = ()
 
 
 class Panel(NamedTuple):
@@ -66,9 +68,10 @@ class Panel(NamedTuple):
 def plot_comparison(panels: Sequence[Panel], path: Path, title: str) -> None:
     """Write a PNG file with the panels side by side and one legend for all panels.
 
-    A run must have the same label in all panels. A dot marks the best epoch of each run. A triangle at the right edge, in the
-    colour of the run, marks the published value. The start of the curves is cut off if it would compress the rest. For runs of
-    more than 100 epochs, a running median is drawn on top of the raw values, which have a paler colour.
+    A run must have the same label in all panels. A dot marks the best epoch of each run. In the colour of the run, a triangle
+    at the right edge marks the published value, and crosses mark published values of epochs. The start of the curves is cut off
+    if it would compress the rest. For runs of more than 100 epochs, a running median is drawn on top of the raw values, which
+    have a paler colour.
 
     Raises
     ------
@@ -105,6 +108,8 @@ def comparison_figure(panels: Sequence[Panel], title: str) -> Figure:
         handles.append(("best epoch", Line2D([], [], ls="", marker="o", ms=7, color=GREY, markeredgecolor="white")))
     if any(curve.published is not None for curve in curves):
         handles.append(("published", Line2D([], [], ls="", marker="<", ms=6, color=GREY)))
+    if any(curve.printed for curve in curves):
+        handles.append(("published epochs", Line2D([], [], ls="", marker="x", ms=5, color=GREY)))
     legend = figure.legend(
         [handle for _, handle in handles],
         ["run"] * len(handles),
@@ -146,11 +151,14 @@ def _draw_curves(axes: Axes, panel: Panel) -> None:
             axes.fill_between(epochs, values - deviation, values + deviation, color=color, alpha=BAND, lw=0)
         best = epochs == curve.best_epoch
         axes.plot(epochs[best], values[best], "o", ms=7, color=_look(curve.place)["color"], markeredgecolor="white", zorder=3)
-        shown.append(values)
+        if curve.printed:
+            axes.plot(*np.array(curve.printed).T, "x", ms=5, color=_look(curve.place)["color"], zorder=4)
+        shown += [values, np.array([value for _, value in curve.printed])]
     given = [(curve.place, curve.published) for curve in panel.curves if curve.published is not None]
     _scale(axes, panel.metric, shown, [value for _, value in given])
     _mark_published(axes, given)
     every = [row["epoch"] for curve in panel.curves for row in curve.history]
+    every += [epoch for curve in panel.curves for epoch, _ in curve.printed]
     epoch_axis(axes, min(every), max(every))
 
 

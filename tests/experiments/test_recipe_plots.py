@@ -208,12 +208,14 @@ def test_a_recipe_of_a_cnn_alone_can_be_compared() -> None:
     lines = curves(figure, 0)
     assert lines["average"].get_ydata().tolist() == [row["val_accuracy"] for row in history(20, 0.84)]
     marked = [(mark.get_ydata()[0], mark.get_color()) for mark in triangles(figure, 0)]
-    assert marked == [(0.86, lines["average"].get_color()), (0.89, lines["max"].get_color())]
+    assert marked == [(0.8610, lines["average"].get_color()), (0.8903, lines["max"].get_color())]
     make_run("group7-both", history(10, 0.9), history(10, 0.88))
     both = one._replace(networks=["cnn", "mlp"], curves={"group7-both": "both"})
     kept = trainings(both, "group7-both", Path("set"))
     assert kept is not None
-    assert (kept["cnn"].published, kept["mlp"].published) == (None, 0.9047)
+    assert kept["cnn"].published == {}
+    assert kept["mlp"].curve("a", 0, "accuracy").published == 0.9047
+    assert kept["mlp"].curve("a", 0, "loss").published is None
 
 
 def triangles(figure: Figure, panel: int) -> list[Any]:
@@ -225,22 +227,34 @@ def test_published_figures_of_the_validation_part_are_marked_at_the_edge() -> No
         make_run(f"iisc-mlp-{row}", history(500, 0.86))
     figure = figure_of("iisc-depth-relu")
     lines = curves(figure, 0)
+    published = (0.8735, 0.8786, 0.8811, 0.8781, 0.8868)
     assert [(one.get_ydata()[0], one.get_color()) for one in triangles(figure, 0)] == [
-        (0.87, lines["512-256-128-64"].get_color()),
-        (0.88, lines["512-256-128-64-32"].get_color()),
+        (value, line.get_color()) for value, line in zip(published, lines.values(), strict=True)
     ]
-    assert not triangles(figure, 1)  # the report has no loss
+    assert len(triangles(figure, 1)) == len(published)
     low, high = figure.axes[0].get_ylim()
-    assert low < min(published := (0.87, 0.88))
+    assert low < min(published)
     assert max(published) < high
     assert legend(figure)[-2:] == ["best epoch", "published"]
     check_no_overlap(figure)
 
 
+def test_published_epochs_are_marked() -> None:
+    for row in (1, 2):
+        make_run(f"cs776-mlp-{row}", history(100, 0.86))
+    figure = figure_of("cs776-mlp")
+    for panel, column in ((0, 4), (1, 3)):
+        lines = [line for line in figure.axes[panel].get_lines() if line.get_marker() == "x"]
+        assert [line.get_xydata().tolist() for line in lines] == [
+            [[row[0], row[column]] for row in find(f"cs776-mlp-{number}").published["printed"]] for number in (1, 2)
+        ]
+        assert figure.axes[panel].get_xlim()[1] >= 134
+    assert legend(figure)[-1] == "published epochs"
+
+
 def test_equal_published_figures_can_all_be_seen() -> None:
-    for row in range(5, 9):
-        make_run(f"iisc-mlp-{row}", history(250, 0.84 + row / 500))
-    figure = figure_of("iisc-activations-50-batch-1024")
+    curves_of_four = [Curve(str(place), place, history(250, 0.84 + place / 500), 9, 0.85) for place in range(4)]
+    figure = draw(comparison_figure([Panel("", metric, curves_of_four) for metric in ("accuracy", "loss")], "t"))
     found = triangles(figure, 0)
     assert [one.get_ydata()[0] for one in found] == [0.85] * 4
     boxes = sorted((one.get_window_extent() for one in found), key=lambda box: box.x0)

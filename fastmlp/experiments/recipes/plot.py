@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.folder import METRICS_NAME, make_folder
+from fastmlp.experiments.recipes.compare import PRINTED
 from fastmlp.experiments.recipes.recipe import FOLDER, find, matching
 from fastmlp.experiments.recipes.run import extracted_of, finished_result
 from fastmlp.files import read_lines, read_toml
@@ -41,11 +42,18 @@ class Comparison(NamedTuple):
 
 
 class Training(NamedTuple):
-    """History and best epoch of one network of a run, and the published validation accuracy or None."""
+    """History and best epoch of one network of a run, and its published figures, see compare.py."""
 
     history: Sequence[Mapping[str, Any]]
     best_epoch: int | None
-    published: float | None
+    published: Mapping[str, Any]
+
+    def curve(self, label: str, place: int, metric: str) -> Curve:
+        """Return the curve of a validation metric, with the published values."""
+        value = self.published.get("validation", {}).get(metric)
+        column = 1 + PRINTED.index(f"val_{metric}")
+        printed = [(row[0], row[column]) for row in self.published.get("printed", ())]
+        return Curve(label, place, self.history, self.best_epoch, value, printed=printed)
 
 
 Found = Mapping[str, Mapping[str, Training]]  # recipe -> network -> training
@@ -105,10 +113,9 @@ def panels_of(one: Comparison, found: Found) -> list[Panel]:
     for network in one.networks:
         for figure in one.figures:
             curves = [
-                Curve(label, place, kept.history, kept.best_epoch, kept.published if figure == "accuracy" else None)
+                found[name][network].curve(label, place, figure)
                 for place, (name, label) in enumerate(one.curves.items())
                 if name in found
-                for kept in [found[name][network]]
             ]
             panels.append(Panel(HEADINGS[network] if len(one.networks) > 1 else "", figure, curves))
     return panels
@@ -129,5 +136,5 @@ def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | N
         history = read_lines(folder / METRICS_NAME) if history is None else history
         if not all(any(row.get(f"val_{figure}") is not None for row in history) for figure in one.figures):
             return None
-        kept[network] = Training(history, trained["best_epoch"], published.get("validation", {}).get("accuracy"))
+        kept[network] = Training(history, trained["best_epoch"], published)
     return kept
