@@ -157,10 +157,10 @@ def test_each_network_has_a_panel_with_the_history_of_each_run() -> None:
             assert line.get_xdata().tolist() == [*range(1, epochs + 1)]
             assert line.get_ydata().tolist() == [row["val_accuracy"] for row in history(epochs, ends[panel])]
             assert (line.get_marker() == "o") == (epochs == 10)
-        dots = [line for line in axes.get_lines() if len(line.get_xdata()) == 1]
+        dots = [line for line in axes.get_lines() if len(line.get_xdata()) == 1 and line.get_marker() == "o"]
         assert [dot.get_xdata().tolist() for dot in dots] == [[epochs - 1]] * 3
         assert [dot.get_color() for dot in dots] == [line.get_color() for line in found.values()]
-    assert legend(figure) == ["max", "average", "global", "best epoch"]  # published test results are not drawn
+    assert legend(figure) == ["max", "average", "global", "best epoch", "published epochs"]  # test results are not drawn
     check_no_overlap(figure)
     check_legend_beside_panels(figure)
 
