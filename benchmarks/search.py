@@ -76,7 +76,7 @@ def metrics_of(search: Mapping[str, Any], result: Result, splits: Splits) -> Row
         return {"diverged": str(result)}
     history, best = result.history, result.history[result.best_epoch - 1]
     row = {"epochs": len(history), "best_epoch": result.best_epoch, "validation": best["val_accuracy"]}
-    row |= {key: best[key] for key in ("loss", "val_loss")}
+    row |= {key: best[key] for key in ("loss", "accuracy", "val_loss")}
     row["seconds"] = round(sum(one["seconds"] + one["eval_seconds"] for one in history), 1)
     if (epoch := search.get("epoch", len(history) + 1)) <= len(history):
         row |= {f"{key} in epoch {epoch}": history[epoch - 1][key] for key in ("loss", "val_loss")}
