@@ -65,7 +65,7 @@ def test_some_rows_as_they_are_published() -> None:
         "scale": "zscore",
         "optimizer": "sgd",
         "lr": 0.001,
-        "batch_size": 51,
+        "batch_size": 52,
         "epochs": 200,
         "patience": 5,
         "min_delta": 0.001,
