@@ -130,11 +130,37 @@ class Surprise:
         return (Path.touch, (Path("surprise"),))
 
 
+class OfTorch:
+    """An object whose unpickling would call a function of PyTorch that constructs no tensor."""
+
+    def __reduce__(self) -> Any:
+        import torch
+
+        return (torch.get_num_threads, ())
+
+
 def test_pt_files_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Surprise(), "y": torch.tensor(Y)}, tmp_path / "a.pt")
     assert "getattr" in message(load_data, tmp_path / "a.pt")
+    torch.save({"x": OfTorch(), "y": torch.tensor(Y)}, tmp_path / "a.pt")
+    text = message(load_data, tmp_path / "a.pt")
+    assert "a.pt: not a readable file of tensors (it is damaged, or has objects other than tensors); save a dict" in text
+    assert "weights_only" not in text  # PyTorch's own message advises to switch the protection off
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_pickle_protocols(tmp_path: Path, new: bool) -> None:
+    """Protocol 3 is read without a warning. PyTorch cannot read 4 and 5 with weights_only=True."""
+    torch = pytest.importorskip("torch")
+    content = {"x": torch.tensor(X), "y": torch.tensor(Y)}
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=3, _use_new_zipfile_serialization=new)
+    assert load_data(tmp_path / "a.pt").x.tolist() == X.tolist()
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=4, _use_new_zipfile_serialization=new)
+    assert "a.pt: it has pickle protocol 4, but tensors are read only with 2 or 3; save" in message(
+        load_data, tmp_path / "a.pt"
+    )
     assert not (tmp_path / "surprise").exists()
 
 

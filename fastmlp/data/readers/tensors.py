@@ -6,12 +6,14 @@ header in JSON, and the tensors.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickletools
 import struct
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
@@ -26,6 +28,8 @@ from fastmlp.files.reading import check_regular, library_errors, open_file, size
 SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
 NOT_TENSORS = "not a readable file of tensors"
 GLOBALS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})  # operations of a pickle that name a class or a function
+CHECKED = GLOBALS | {"PROTO"}
+PROTOCOLS = (2, 3)  # of the pickles that PyTorch reads with weights_only=True
 PICKLES = 5  # in the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -66,7 +70,8 @@ def read_pt_tensors(file: Path) -> Tensors:
 
     with open_file(file) as stream:
         check_pickles(file, stream)
-        with library_errors(file, NOT_TENSORS, SAVE):
+        with library_errors(file, NOT_TENSORS, SAVE), own_messages(file), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # `check_pickles` accepts only protocols that work
             content: Any = torch.load(cast(IO[bytes], WithoutDescriptor(stream)), map_location="cpu", weights_only=True)
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip(("x", "y"), content, strict=True))
@@ -75,6 +80,22 @@ def read_pt_tensors(file: Path) -> Tensors:
     dense = [value for value in content.values() if value.layout == torch.strided]
     check_claim(file, sum(value.nbytes for value in dense), size_of(file))  # strides of 0 repeat the values of a small storage
     return {str(name): as_numpy(file, str(name), value) for name, value in content.items()}
+
+
+@contextlib.contextmanager
+def own_messages(file: Path) -> Iterator[None]:
+    """Replace messages of torch.load that advise to read the file with weights_only=False, which can run code in the file.
+
+    Raises
+    ------
+    DataError : in place of an exception with such a message
+    """
+    try:
+        yield
+    except Exception as error:
+        if "weights_only" not in str(error):
+            raise
+        raise DataError(f"{file}: {NOT_TENSORS} (it is damaged, or has objects other than tensors); {SAVE}") from None
 
 
 class WithoutDescriptor(io.RawIOBase):
@@ -116,8 +137,14 @@ def check_pickles(file: Path, stream: BufferedReader) -> None:
         else:  # the format before PyTorch 1.6
             pickles = [stream] * PICKLES
         stream.seek(0)
-        names = [name for one in pickles for operation, name, _ in pickletools.genops(one) if operation.name in GLOBALS]
+        parsed = [
+            (one.name, given) for pickle in pickles for one, given, _ in pickletools.genops(pickle) if one.name in CHECKED
+        ]
         stream.seek(0)
+    if protocols := [given for operation, given in parsed if operation == "PROTO" and given not in PROTOCOLS]:
+        problem = f"it has pickle protocol {protocols[0]}, but tensors are read only with {PROTOCOLS[0]} or {PROTOCOLS[-1]}"
+        raise DataError(f"{file}: {problem}; save them with torch.save without pickle_protocol")
+    names = [given for operation, given in parsed if operation in GLOBALS]
     if other := [name for name in names if not str(name).startswith(("torch", "collections OrderedDict"))]:
         raise DataError(f"{file}: contains {str(other[0])[:60]!r}, which is not a tensor; {SAVE}")
 
