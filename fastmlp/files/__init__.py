@@ -24,7 +24,7 @@ import tomli_w
 
 from fastmlp.errors import DataError, FastMLPError, WriteError, escaped
 from fastmlp.files.locks import held, sweep, unfinished
-from fastmlp.files.reading import exists, file_errors, is_file, is_folder, library_errors, open_file, read_bytes
+from fastmlp.files.reading import exists, file_errors, given_path, is_file, is_folder, library_errors, open_file, read_bytes
 
 Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
@@ -63,7 +63,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     ...     print(Path(folder, "a.bin").read_bytes())
     b'123'
     """
-    path = Path(path)
+    path = given_path("path", path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
     with file_errors("write", path):
         if (folder := path.parent.absolute()) not in _swept:
