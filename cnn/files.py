@@ -76,7 +76,7 @@ def read_state(data: bytes, name: str) -> dict[str, Any]:
 
     Raises
     ------
-    FileError : the data are corrupt, do not contain such a dict, or declare much more data than their size
+    FileError : the data are damaged, do not contain such a dict, or declare much more data than their size
     """
     return read_dict(_load(data, name)) or {}
 
@@ -224,7 +224,7 @@ def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str],
 
     Raises
     ------
-    FileError : the data are corrupt, have no or a different format version, or lack a required key
+    FileError : the data are damaged, have no or a different format version, or lack a required key
     """
     state = read_state(data, name)
     given = state.get(FORMAT_VERSION)

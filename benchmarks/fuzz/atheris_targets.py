@@ -21,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.arguments import names_in
 from benchmarks.fuzz.__main__ import about
 from benchmarks.fuzz.campaign import GRACE, SHARED, Finding
 from benchmarks.fuzz.findings import FOLDER, save
@@ -102,15 +103,15 @@ def kept(file: Path | None, readers: Sequence[str]) -> list[dict[str, Any]]:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="duration per reader")
-    parser.add_argument("--readers", default=",".join(READERS), help="comma-separated names of readers [default: all]")
+    names = "comma-separated names of readers [default: all]"
+    parser.add_argument("--readers", type=names_in(READERS), default=list(READERS), metavar="NAMES", help=names)
     parser.add_argument("--jobs", type=int, default=2, help="number of readers that are fuzzed at a time")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--findings", type=Path, default=FOLDER, help="folder for the inputs that trigger findings")
     options = parser.parse_args(arguments)
-    readers, found, before = options.readers.split(","), [], kept(options.out, options.readers.split(","))
-    rows = list(before)
+    rows, found = kept(options.out, options.readers), []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for result in pool.map(lambda reader: fuzz(reader, options.seconds), readers):
+        for result in pool.map(lambda reader: fuzz(reader, options.seconds), options.readers):
             row = result.row | {"jobs": options.jobs, "date": time.strftime("%Y-%m-%d")}
             rows.append(row)
             print(f"{row['reader']}: {row['executions']:,} executions, {row['features']:,} features", flush=True)

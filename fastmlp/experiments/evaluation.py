@@ -84,8 +84,7 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     """
     run = given_path("path", path)
     check_paths(source=source, predictions=predictions, mistakes=mistakes)
-    state = state_of(run)
-    config, own = state.config, state.data
+    config, own = (state := state_of(run)).config, state.data
     if not own and is_file(run) and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
     if state.unfinished:
