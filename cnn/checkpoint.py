@@ -38,11 +38,11 @@ def read_checkpoint(data: bytes, name: str, network: nn.Module, optimizer: str) 
 
     Raises
     ------
-    FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
+    FileError : the checkpoint is damaged, has another format version, or was written for another network or optimizer
     """
     kind, keys = "a training checkpoint", CHECKPOINT_KEYS
     state = read_versioned(data, name, version=CHECKPOINT_VERSION, keys=keys, kind=kind, remedy=RETRAIN)
-    source, given = Source(name, "corrupt checkpoint", RETRAIN), state["optimizer_name"]
+    source, given = Source(name, "damaged checkpoint", RETRAIN), state["optimizer_name"]
     if type(given) is not str or given not in MOMENTS:
         raise source.error(f"unknown optimizer {str(given)[:60]!r}")
     if given != optimizer:

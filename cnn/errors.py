@@ -39,7 +39,7 @@ class DescriptionError(CNNError):
 
 
 class FileError(CNNError):
-    """A checkpoint or weight file is missing or corrupt, or was written for another network."""
+    """A checkpoint or weight file is missing or damaged, or was written for another network."""
 
     exit_code = 3
 

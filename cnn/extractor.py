@@ -166,12 +166,12 @@ def from_bytes(data: bytes, name: str) -> Extractor:
 
     Raises
     ------
-    FileError : the data are corrupt, have no or a different format version, or do not contain an extractor
+    FileError : the data are damaged, have no or a different format version, or do not contain an extractor
     MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
     remedy = REEXTRACT
     state = read_versioned(data, name, version=EXTRACTOR_VERSION, keys=EXTRACTOR_KEYS, kind="an extractor", remedy=remedy)
-    source = Source(name, "corrupt extractor", remedy)
+    source = Source(name, "damaged extractor", remedy)
     if type(state["table"]) is not str:
         raise source.error("the description is not a text")
     with library_errors(FileError, f"{name}: {source.problem}", remedy):

@@ -7,19 +7,22 @@ and the other functions check the types and shapes of what was read.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import os
 import stat
+import warnings
 from collections import OrderedDict
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from pathlib import Path
 from types import NoneType
 from typing import Any, NamedTuple
 
 import torch
 
-from .claims import DAMAGED, REMEDY, check_claims
+from .claims import check_claims
 from .errors import FileError, library_errors
+from .pickles import DAMAGED, REMEDY
 
 FORMAT_VERSION = "format_version"
 
@@ -73,7 +76,7 @@ def read_state(data: bytes, name: str) -> dict[str, Any]:
 
     Raises
     ------
-    FileError : the data are corrupt, do not contain such a dict, or declare much more data than their size
+    FileError : the data are damaged, do not contain such a dict, or declare much more data than their size
     """
     return read_dict(_load(data, name)) or {}
 
@@ -81,11 +84,30 @@ def read_state(data: bytes, name: str) -> dict[str, Any]:
 def _load(data: bytes, name: str) -> Any:
     """Implement `read_state`; the result may be an OrderedDict, whose attributes are controlled by the file."""
     check_claims(data, name)
-    with library_errors(FileError, f"{name}: {DAMAGED}", REMEDY):
+    with library_errors(FileError, f"{name}: {DAMAGED}", REMEDY), own_messages(name), warnings.catch_warnings():
+        warnings.filterwarnings("ignore", "Detected pickle protocol")  # `check_claims` accepts only protocols that work
         found = torch.load(io.BytesIO(data), map_location="cpu", weights_only=True)
     if read_dict(found) is None:
         raise FileError(f"{name}: does not contain a dict of weights; {REMEDY}")
     return found
+
+
+@contextlib.contextmanager
+def own_messages(name: str) -> Iterator[None]:
+    """Replace messages of torch.load that advise to read the file with weights_only=False, which can run code in the file.
+
+    name : name of the file
+
+    Raises
+    ------
+    FileError : in place of an exception with such a message
+    """
+    try:
+        yield
+    except Exception as error:
+        if "weights_only" not in str(error):
+            raise
+        raise FileError(f"{name}: {DAMAGED} (it is damaged, or has objects other than tensors); {REMEDY}") from None
 
 
 def read_dict(found: object) -> dict[Any, Any] | None:
@@ -202,7 +224,7 @@ def read_versioned(data: bytes, name: str, *, version: int, keys: Iterable[str],
 
     Raises
     ------
-    FileError : the data are corrupt, have no or a different format version, or lack a required key
+    FileError : the data are damaged, have no or a different format version, or lack a required key
     """
     state = read_state(data, name)
     given = state.get(FORMAT_VERSION)

@@ -222,7 +222,7 @@ def load_weights(backbone: Backbone, path: Path, sha256: str | None) -> None:
 
     Raises
     ------
-    FileError : the file is missing or corrupt, has another SHA-256 hash, or contains the weights of another network
+    FileError : the file is missing or damaged, has another SHA-256 hash, or contains the weights of another network
     """
     data = read_file(path, settings=("weights",))
     found = hashlib.sha256(data).hexdigest()

@@ -61,7 +61,7 @@ def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], class
     Raises
     ------
     DescriptionError : a number is out of range, a name is unknown, or a setting is invalid for images of this shape
-    FileError : the weight file is missing or corrupt, has another SHA-256 hash, or contains the weights of another network
+    FileError : the weight file is missing or damaged, has another SHA-256 hash, or contains the weights of another network
     MissingError : a device or a package is not available
     """
     description: AnyDescription
@@ -108,7 +108,7 @@ def train(
     Raises
     ------
     DivergedError : the loss became NaN or infinite
-    FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
+    FileError : the checkpoint is damaged, has another format version, or was written for another network or optimizer
     """
     scale = Scaling(*scaling)
     splits = make_splits(prepared, parts, scale)
@@ -135,11 +135,11 @@ def restore(
 
     Raises
     ------
-    FileError : the extractor is corrupt, has another format version, or is not that of `prepared`, or `cnn` is invalid
+    FileError : the extractor is damaged, has another format version, or is not that of `prepared`, or `cnn` is invalid
     MissingError : the network is a torchvision backbone, and torchvision cannot be imported
     """
     restored = from_bytes(*extractor)
-    source = Source(extractor[1], "corrupt features", REEXTRACT)
+    source = Source(extractor[1], "damaged features", REEXTRACT)
     if restored.description != prepared.description:
         raise source.error("they were made with another network")
     history, best_epoch = check_history(source, cnn.get("history"), cnn.get("best_epoch"))

@@ -196,7 +196,7 @@ class Trainer:
 
         Raises
         ------
-        FileError : the checkpoint is corrupt, has another format version, or was written for another network or optimizer
+        FileError : the checkpoint is damaged, has another format version, or was written for another network or optimizer
         """
         state = read_checkpoint(data, name, self.network, self.settings.optimizer)
         self.network.load_state_dict(state["network"])

@@ -23,6 +23,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import names_in
 from benchmarks.durability.faults import ERRORS, REMOVING, WRITING, fail_each
 from benchmarks.durability.moments import Campaign
 from benchmarks.durability.power import check_state, record
@@ -83,13 +84,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--kills", type=int, default=100)
     parser.add_argument("--signals", type=int, default=50)
-    parser.add_argument("--parts", default=",".join(PARTS))
+    parser.add_argument("--parts", type=names_in(PARTS), default=list(PARTS), metavar="NAMES")
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--out", type=Path)
     options = parser.parse_args(arguments)
     found = read_json(options.out) if options.out and options.out.exists() else {}
     lost: list[str] = []
-    for name in options.parts.split(","):
+    for name in options.parts:
         with tempfile.TemporaryDirectory() as folder:
             result, wrong = PARTS[name](Path(folder).resolve(), options)
         lost += wrong

@@ -80,7 +80,7 @@ def quick_runs() -> Iterator[None]:
 
     with (
         mock.patch("fastmlp.experiments.result.draw", draw),
-        mock.patch("fastmlp.experiments.training_run.preload_figures"),
+        mock.patch("fastmlp.experiments.training_run.load_matplotlib"),
         mock.patch.object(real, "fsync", lambda descriptor: None),
         mock.patch.object(os, "fsync", lambda descriptor: None),
     ):

@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import names_in
 from benchmarks.fuzz.campaign import Batch, Finding, campaign, merge
 from benchmarks.fuzz.findings import FOLDER, save
 from benchmarks.fuzz.mutants import mutant
@@ -84,12 +85,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--mutants", type=int, default=100_000, help="total number of mutants, divided among the readers")
     parser.add_argument("--seed", type=int, default=0, help="seed of the mutations [default: 0]")
     parser.add_argument("--jobs", type=int, default=2, help="number of processes")
-    parser.add_argument("--readers", default=",".join(READERS), help="comma-separated names of readers [default: all]")
+    names = "comma-separated names of readers [default: all]"
+    parser.add_argument("--readers", type=names_in(READERS), default=list(READERS), metavar="NAMES", help=names)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--findings", type=Path, default=FOLDER, help="folder for the mutants that trigger findings")
     options = parser.parse_args(arguments)
     started = time.monotonic()
-    results = run([READERS[name] for name in options.readers.split(",")], options)
+    results = run([READERS[name] for name in options.readers], options)
     seconds, used = time.monotonic() - started, resource.getrusage(resource.RUSAGE_CHILDREN)
     rows = []
     for one in sorted(results.findings.values(), key=lambda one: (one.reader, -one.count)):

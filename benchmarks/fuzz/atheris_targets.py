@@ -1,6 +1,8 @@
 """Fuzz every reader with Atheris: python -m benchmarks.fuzz.atheris_targets [--seconds 600] [--readers NAMES] [--jobs 2]
 [--out FILE.json] [--findings FOLDER]
 
+In FILE.json, the rows of other readers are kept.
+
 Atheris chooses inputs by the coverage of the Python code of fastmlp, NumPy, Pillow, tomllib and zipfile. Half of its
 mutants are made by the mutators of the format. The findings are those of `python -m benchmarks.fuzz`. Each reader has a
 process, which is started again with its corpus after a crash or a timeout. Atheris is part of the extra "fuzz".
@@ -19,6 +21,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from benchmarks.arguments import names_in
 from benchmarks.fuzz.__main__ import about
 from benchmarks.fuzz.campaign import GRACE, SHARED, Finding
 from benchmarks.fuzz.findings import FOLDER, save
@@ -90,18 +93,26 @@ def executions(log: str) -> int:
     return sum(int((EXECUTED.findall(part) or [found[0] for found in PROGRESS.findall(part)] or ["0"])[-1]) for part in parts)
 
 
+def kept(file: Path | None, readers: Sequence[str]) -> list[dict[str, Any]]:
+    """Return the rows of an existing record, without those of the given readers, which are fuzzed again."""
+    if file is None or not file.exists():
+        return []
+    return [row for row in read_json(file)["readers"] if row["reader"] not in readers]
+
+
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--seconds", type=int, default=600, help="duration per reader")
-    parser.add_argument("--readers", default=",".join(READERS), help="comma-separated names of readers [default: all]")
+    names = "comma-separated names of readers [default: all]"
+    parser.add_argument("--readers", type=names_in(READERS), default=list(READERS), metavar="NAMES", help=names)
     parser.add_argument("--jobs", type=int, default=2, help="number of readers that are fuzzed at a time")
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--findings", type=Path, default=FOLDER, help="folder for the inputs that trigger findings")
     options = parser.parse_args(arguments)
-    rows, found = [], []
+    rows, found = kept(options.out, options.readers), []
     with ThreadPoolExecutor(options.jobs) as pool:
-        for result in pool.map(lambda reader: fuzz(reader, options.seconds), options.readers.split(",")):
-            row = result.row
+        for result in pool.map(lambda reader: fuzz(reader, options.seconds), options.readers):
+            row = result.row | {"jobs": options.jobs, "date": time.strftime("%Y-%m-%d")}
             rows.append(row)
             print(f"{row['reader']}: {row['executions']:,} executions, {row['features']:,} features", flush=True)
             for outcome, sample in result.findings:

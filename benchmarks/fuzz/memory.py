@@ -19,6 +19,7 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from benchmarks.arguments import names_in
 from benchmarks.fuzz.__main__ import about
 from benchmarks.fuzz.large import LARGE
 from benchmarks.fuzz.outcomes import SPARE_BYTES, is_refusal, peak_bytes, reset_peak, write_sample
@@ -75,7 +76,8 @@ def line_of(row: dict[str, Any]) -> str:
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--megabytes", type=int, default=64, help="size of the files [default: 64]")
-    parser.add_argument("--readers", default=",".join(LARGE), help="comma-separated names of readers [default: all]")
+    names = "comma-separated names of readers [default: all]"
+    parser.add_argument("--readers", type=names_in(LARGE), default=list(LARGE), metavar="NAMES", help=names)
     parser.add_argument("--out", type=Path, help="JSON file for the results")
     parser.add_argument("--one", nargs=3, metavar=("READER", "LARGE", "SMALL"), help=argparse.SUPPRESS)
     options = parser.parse_args(arguments)
@@ -84,7 +86,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
         print(json.dumps(measure(name, Path(large), Path(small))))
         return
     found = []
-    for name in options.readers.split(","):
+    for name in options.readers:
         row = measured(name, options.megabytes * 10**6)
         found.append(row)
         print(line_of(row), flush=True)

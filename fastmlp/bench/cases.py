@@ -140,7 +140,7 @@ class Source:
         Raises
         ------
         ConfigError : the targets are not class labels
-        DataError : the name of the data set is unknown, or its files are corrupt
+        DataError : the name of the data set is unknown, or its files are damaged
         """
         states = {row.name: row.state for row in list_data(self.data_dir)}
         if self.name == SYNTHETIC or states.get(self.name, "present") not in ("embedded", "present"):

@@ -13,6 +13,7 @@ from fastmlp.bench.rivals import OURS
 from fastmlp.bench.rounds import label
 from fastmlp.errors import DataError, printable
 from fastmlp.files import write_json
+from fastmlp.files.reading import given_path
 from fastmlp.reports.style import BLUE, GREY, ORANGE, new_figure, own_style, save, title_text
 
 if TYPE_CHECKING:
@@ -134,6 +135,7 @@ def write_bench(result: Mapping[str, Any], folder: Path) -> None:
     ------
     DataError : a file cannot be written
     """
+    folder = given_path("folder", folder)
     write_json(folder / "bench.json", result)
     plot_bench(result, folder / "bench.png")
 

@@ -14,7 +14,7 @@ from fastmlp.data.readers.idx import content_sha256
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files import file_sha256
 from fastmlp.files.locks import held, sweep, unfinished
-from fastmlp.files.reading import is_file
+from fastmlp.files.reading import given_path, is_file
 
 NOT_OFFLINE = ("", "0", "false", "no", "off")  # values of FASTMLP_OFFLINE that allow downloads; any other value forbids them
 
@@ -73,9 +73,8 @@ def data_folder(data_dir: str | Path | None = None) -> Path:
     >>> data_folder("/data").as_posix()
     '/data'
     """
-    chosen = data_dir or os.environ.get("FASTMLP_DATA")
-    if chosen:
-        return Path(chosen).expanduser()
+    if chosen := os.environ.get("FASTMLP_DATA") if data_dir is None else given_path("data_dir", data_dir):
+        return Path(os.path.expanduser(chosen))  # noqa: PTH111 - Path.expanduser raises an error if there is no such user
     import pooch
 
     return Path(pooch.os_cache("fastmlp")) / "data"

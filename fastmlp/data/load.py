@@ -20,7 +20,7 @@ from fastmlp.data.tables.load import FitRows, load_table
 from fastmlp.data.tables.target import TableOptions
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.files.limits import decompression_limit
-from fastmlp.files.reading import check_regular, exists, is_folder, real_path
+from fastmlp.files.reading import check_regular, exists, given_path, is_folder, real_path
 from fastmlp.nn.names import canonical_name
 
 
@@ -81,6 +81,7 @@ def load_data(  # noqa: PLR0913 - the options of all sources
     column = None if target is None else str(target)
     dropped = (drop,) if isinstance(drop, str | int) else drop
     table = TableOptions(column, tuple(map(str, dropped)), missing, task, weight, delimiter, header)
+    given_path("source", source)
     return load_source(Source(str(source), data_dir, image_size, table, progress, skip_bad, max_decompressed))
 
 

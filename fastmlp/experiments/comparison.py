@@ -15,6 +15,7 @@ from fastmlp.experiments.config.fields import one_of
 from fastmlp.experiments.config.train import FIELDS
 from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.sweeps.stored import Entry, expanded, read_entry
+from fastmlp.files.reading import given_path, given_paths
 from fastmlp.reports.comparison import Curve, Panel, plot_comparison
 from fastmlp.reports.tables import METRIC_FORMATS
 from fastmlp.reports.text import short_name
@@ -73,7 +74,7 @@ def compare_runs(
     >>> [run["name"] for run in result["runs"]], result["best"]["accuracy"], result["settings"]
     (['lr-0.01', 'lr-0.001'], ['lr-0.01'], {'lr': [0.01, 0.001]})
     """
-    paths = [paths] if isinstance(paths, str | Path) else list(paths)
+    paths = given_paths("paths", paths)
     check_options(paths, split, out)
     key = None if sort is None else METRIC.value("sort", sort, settings=("sort",))
     entries = [read_entry(path, split) for path in expanded(paths)]
@@ -102,7 +103,7 @@ def check_options(paths: Sequence[str | Path], split: str, out: str | Path | Non
         raise ConfigError("there are no runs to compare; give at least one run folder")
     if split not in SPLIT_NAMES:
         raise ConfigError(f"split must be one of {', '.join(SPLIT_NAMES)}, not {split!r}", settings=("split",))
-    if out is not None and Path(out).suffix.lower() != PICTURE_SUFFIX:
+    if out is not None and given_path("out", out).suffix.lower() != PICTURE_SUFFIX:
         raise ConfigError(f"out: the name {str(out)!r} must end with {PICTURE_SUFFIX}", settings=("out",))
 
 

@@ -27,7 +27,7 @@ from fastmlp.experiments.result import describe_data, describe_network
 from fastmlp.experiments.resume import RunState, state_of
 from fastmlp.files import write_bytes
 from fastmlp.files.limits import decompression_limit
-from fastmlp.files.reading import is_file, real_path
+from fastmlp.files.reading import check_paths, given_path, is_file, real_path
 from fastmlp.models.metrics import evaluate_with_predictions
 from fastmlp.models.model import Model, load
 from fastmlp.reports.text import predictions_text
@@ -82,9 +82,9 @@ def evaluate_run(  # noqa: PLR0913 - the options of a command
     ------
     FastMLPError : the model or the split does not exist, or the data do not fit the model
     """
-    run = Path(path)
-    state = state_of(run)
-    config, own = state.config, state.data
+    run = given_path("path", path)
+    check_paths(source=source, predictions=predictions, mistakes=mistakes)
+    config, own = (state := state_of(run)).config, state.data
     if not own and is_file(run) and source is None:
         raise ConfigError(f"{run} is not a run folder, so its data are unknown; give the data", settings=("data",))
     if state.unfinished:

@@ -6,6 +6,7 @@ files/ writes individual files; record.py and result.py define their contents.
 from __future__ import annotations
 
 import os
+import unicodedata
 import warnings
 from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -103,7 +104,7 @@ def new_run_folder(out: str | os.PathLike[str] | None, data: str, network: str, 
     Raises
     ------
     ConfigError
-        `out` is a file, is not empty (without `force`), or has a name with unprintable characters.
+        `out` is a file, is not empty (without `force`), or has a name that `check_name` rejects.
     DataError
         The folder cannot be created.
 
@@ -163,9 +164,9 @@ def resolve_run(path: str | os.PathLike[str]) -> Path:
 
 
 def check_name(folder: Path) -> None:
-    """Raise ConfigError if the path of a run folder has unprintable characters."""
-    if not str(folder).isprintable():  # bytes that are not UTF-8 become surrogates, not printable either
-        raise ConfigError(f"out: the name {str(folder)!r} has unprintable characters; choose another", settings=("out",))
+    """Raise ConfigError if a run folder's path has control characters or lone surrogates; others are escaped when printed."""
+    if any(unicodedata.category(char) in ("Cc", "Cs") for char in str(folder)):
+        raise ConfigError(f"out: {str(folder)!r} has control characters or invalid Unicode; choose another", settings=("out",))
 
 
 @contextmanager

@@ -21,7 +21,7 @@ from fastmlp.data.tables.load import load_features
 from fastmlp.errors import ConfigError, DataError, UnavailableError
 from fastmlp.experiments.plan import Say
 from fastmlp.files.limits import decompression_limit
-from fastmlp.files.reading import check_regular
+from fastmlp.files.reading import check_paths, check_regular, given_paths
 from fastmlp.models.model import Model, load
 from fastmlp.nn.blocks import inference_blocks
 from fastmlp.reports.predictions import Prediction, fields, place
@@ -84,6 +84,8 @@ def predict_files(  # noqa: PLR0913 - the options of a command
     >>> found["row"], found["label"], found["probabilities"]
     (1, 'no', {'no': 0.5, 'yes': 0.5})
     """
+    inputs = given_paths("inputs", inputs)
+    check_paths(show=show)
     model = load(path, backend=backend or "auto", threads=threads)
     converter = image_inputs(model, images or ImageOptions(), show)
     files = find_files(inputs)

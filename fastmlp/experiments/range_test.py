@@ -10,7 +10,7 @@ from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import RangeTestConfig
 from fastmlp.experiments.plan import Say, make_plan
 from fastmlp.files.reading import exists
-from fastmlp.reports.style import own_style, save
+from fastmlp.reports.style import load_matplotlib, own_style, save
 from fastmlp.reports.text import short_name
 from fastmlp.training.learning_rate import range_test
 from fastmlp.training.progress import COMPILING
@@ -54,6 +54,8 @@ def run_range_test(
     plan = make_plan(config, progress=not quiet)
     name, label = plan.data.name, plan.network.label
     say(f"{name}: {len(plan.splits['train']):,} train rows; network {label}, {plan.network.parameters:,} parameters")
+    if out is not None:
+        load_matplotlib()  # before the training, for its errors
     with observer(lambda: say(COMPILING)):
         curve = range_test(plan.task, config.start, config.end, config.steps)
     tested = f"{len(curve.losses)} of {config.steps} mini-batches, learning rates up to {curve.learning_rates[-1]:.3g}"

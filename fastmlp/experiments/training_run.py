@@ -5,7 +5,6 @@ plan.py checks settings and data before the training. record.py writes files dur
 
 from __future__ import annotations
 
-import io
 import time
 from datetime import datetime
 from pathlib import Path
@@ -24,6 +23,7 @@ from fastmlp.experiments.resume import Resume, nothing_left, resumed_from, start
 from fastmlp.files.reading import size_of
 from fastmlp.models.file import files_in
 from fastmlp.models.model import Model
+from fastmlp.reports.style import load_matplotlib
 from fastmlp.training.loop import Diverged, Interrupted, WriteFailed, train_task
 from fastmlp.training.progress import Progress, make_progress
 
@@ -33,13 +33,6 @@ class RunResult(NamedTuple):
 
     result: dict[str, Any]
     signal: int
-
-
-def preload_figures() -> None:
-    """Load Matplotlib with its fonts and file formats before the training, so that a run ends quickly after Ctrl-C."""
-    from matplotlib.figure import Figure
-
-    Figure().savefig(io.BytesIO())
 
 
 def run_training(
@@ -92,7 +85,7 @@ def run_training(
     for note in plan.data.notes:
         say(note)
     say(f"{plan.data.name}: {rows} rows; network {plan.network.label}, {plan.network.parameters:,} parameters")
-    preload_figures()
+    load_matplotlib()  # before the training, so that a run ends quickly after Ctrl-C
     now = datetime.now().astimezone()
     with run_folder(config.out, plan.data.name, plan.network.label, now, force=config.force or resume == "always") as folder:
         start = start_for(plan, folder, resume)

@@ -12,6 +12,7 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import re
 import secrets
 import tomllib
 from collections.abc import Callable, Iterator, Mapping
@@ -23,14 +24,20 @@ import tomli_w
 
 from fastmlp.errors import DataError, FastMLPError, WriteError, escaped
 from fastmlp.files.locks import held, sweep, unfinished
-from fastmlp.files.reading import exists, file_errors, is_file, is_folder, library_errors, open_file, read_bytes
+from fastmlp.files.reading import exists, file_errors, given_path, is_file, is_folder, library_errors, open_file, read_bytes
 
 Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
 MAX_TOML = 1 << 18  # bytes; a larger file contains no settings
-MAX_DOTS = 100  # maximum number of dots in a key of a TOML file; tomllib's memory use is quadratic in it
 MAX_DEPTH = 8  # maximum nesting depth of values; settings have lists in a table
+# The strings and comments of TOML. Everything up to the end belongs to one that is not closed, so that no text is read twice.
+TOML_TEXT = re.compile(
+    r'''(?s:"""(?:\\.?|[^\\])*?(?:"""|\Z)"{0,2})'''
+    r"""|(?s:'''.*?(?:'''|\Z)'{0,2})"""
+    r"""|"(?:[^"\\\n]|\\.)*"?|'[^'\n]*'?|#[^\n]*"""
+)
+NOT_IN_KEYS = re.compile(r"[^\w. \t-]", re.ASCII)
 RESTORE = "restore it from a backup or repeat the run"
 
 
@@ -56,7 +63,7 @@ def write_bytes(path: str | os.PathLike[str], data: bytes) -> None:
     ...     print(Path(folder, "a.bin").read_bytes())
     b'123'
     """
-    path = Path(path)
+    path = given_path("path", path)
     temporary = path.with_name(f".fastmlp-{secrets.token_hex(8)}.tmp")
     with file_errors("write", path):
         if (folder := path.parent.absolute()) not in _swept:
@@ -166,13 +173,30 @@ def read_toml(path: str | os.PathLike[str], kind: type[FastMLPError] = DataError
     DataError : the file is missing, unreadable, not a regular file, or larger than `MAX_TOML`
     """
     data = read_bytes(path, MAX_TOML)
-    for number, line in enumerate(data.splitlines(), start=1):
-        if any(part.count(b".") > MAX_DOTS for part in line.split(b"=")):
-            raise kind(f"{os.fspath(path)}: line {number}: a key or a value has more than {MAX_DOTS} dots; shorten it")
     with library_errors(path, "not valid TOML", "correct the file", kind):
-        table = tomllib.loads(data.decode())
+        text = data.decode()
+    if (number := deep_key(text)) is not None:
+        raise kind(f"{os.fspath(path)}: line {number}: a key has more than {MAX_DEPTH} dots; correct the file")
+    with library_errors(path, "not valid TOML", "correct the file", kind):
+        table = tomllib.loads(text)
     check_values(path, table, kind)
     return table
+
+
+def deep_key(text: str) -> int | None:
+    """Return the number of the first line of a TOML document in which a key has more than `MAX_DEPTH` dots; None without one.
+
+    The time and the memory that tomllib takes are quadratic in the number of dots of a key. Such a key leads to a value that
+    `check_values` rejects in any case. Dots in comments, strings and numbers are not counted.
+
+    >>> deep_key("a = 1  # ........."), deep_key("a = 1\\nb.c.d.e.f.g.h.i.j.k = 1")
+    (None, 2)
+    """
+    keys = TOML_TEXT.sub(lambda found: "\n" * found[0].count("\n") or "_", text)
+    for number, line in enumerate(keys.split("\n"), start=1):
+        if any(part.count(".") > MAX_DEPTH for part in NOT_IN_KEYS.split(line)):
+            return number
+    return None
 
 
 def check_values(path: str | os.PathLike[str], table: dict[str, Any], kind: type[FastMLPError]) -> None:

@@ -59,24 +59,25 @@ def largest(size: int) -> int:
     return max(int(_limit.get() * GIB), MAX_RATIO * size)
 
 
-def check_claim(place: AnyPath, declared: int, size: int) -> None:
+def check_claim(place: AnyPath, declared: int, size: int, kind: str = "file") -> None:
     """Raise DataError if a file of `size` bytes declares more bytes of data than `largest` accepts.
 
-    place : file, or location in a file, for the error message
+    place : file, location in a file, or folder, for the error message
+    kind : what has these bytes, for the error message
 
     >>> check_claim("a.npz", 3 << 30, 3_000_000)  # doctest: +ELLIPSIS
     Traceback (most recent call last):
     fastmlp.errors.DataError: a.npz: the file has 3,000,000 bytes, but declares 3.0 GiB of data, more than 50 ...
     """
     if declared > largest(size):
-        raise too_large(place, declared, size)
+        raise too_large(place, declared, size, kind)
 
 
-def too_large(place: AnyPath, declared: int, size: int) -> DataError:
-    """Return the error for a file of `size` bytes that declares more data than is accepted."""
+def too_large(place: AnyPath, declared: int, size: int, kind: str = "file") -> DataError:
+    """Return the error for a file of `size` bytes that declares more data than is accepted; see `check_claim`."""
     gib = math.ceil(10 * declared / GIB) / 10
-    problem = f"the file has {size:,} bytes, but declares {gib:,} GiB of data, more than {MAX_RATIO} times its size"
-    remedy = f"if you trust the file, set max_decompressed to more than {gib:,}"
+    problem = f"the {kind} has {size:,} bytes, but declares {gib:,} GiB of data, more than {MAX_RATIO} times its size"
+    remedy = f"if you trust the {kind}, set max_decompressed to more than {gib:,}"
     return DataError(f"{os.fspath(place)}: {problem}; {remedy}", settings=("max_decompressed",))
 
 

@@ -13,12 +13,12 @@ import errno
 import fnmatch
 import os
 import stat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from io import BufferedReader
 from pathlib import Path
 from typing import Any, TypeVar
 
-from fastmlp.errors import DataError, FastMLPError, WriteError
+from fastmlp.errors import ConfigError, DataError, FastMLPError, WriteError
 
 AnyPath = str | os.PathLike[str]
 Result = TypeVar("Result")
@@ -50,6 +50,48 @@ _KINDS = {
     stat.S_IFCHR: "a device",
     stat.S_IFBLK: "a device",
 }
+
+
+def given_path(name: str, given: Any) -> Path:
+    """Return an argument of a public function as a path.
+
+    Raises
+    ------
+    ConfigError : it is neither a string nor a path, or it is an empty string, which would be the current folder
+
+    Examples
+    --------
+    >>> given_path("path", 123)
+    Traceback (most recent call last):
+    fastmlp.errors.ConfigError: path must be a path (str or pathlib.Path), not int
+    """
+    if isinstance(given, str | os.PathLike) and isinstance(os.fspath(given), str):
+        if os.fspath(given):
+            return Path(given)
+        raise ConfigError(f"{name} is empty; give a path", settings=(name,))
+    raise ConfigError(f"{name} must be a path (str or pathlib.Path), not {type(given).__name__}")
+
+
+def check_paths(**given: Any) -> None:
+    """Raise ConfigError if an argument of a public function, by name, is neither None nor a path, see `given_path`."""
+    for name, value in given.items():
+        if value is not None:
+            given_path(name, value)
+
+
+def given_paths(name: str, given: Any) -> list[str | Path]:
+    """Return an argument of a public function that is a path or an iterable of paths as a list, unchanged.
+
+    Raises
+    ------
+    ConfigError : it is something else
+    """
+    if isinstance(given, str | bytes | os.PathLike) or not isinstance(given, Iterable):
+        given = [given]
+    paths = list(given)
+    for one in paths:
+        given_path(name, one)
+    return paths
 
 
 @contextlib.contextmanager

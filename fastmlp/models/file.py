@@ -29,7 +29,7 @@ from fastmlp.data.readers.tensors import read_tensors, tensor_bytes
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import write_bytes
-from fastmlp.files.reading import exists, files_matching, is_folder, library_errors, reason, size_of
+from fastmlp.files.reading import exists, files_matching, given_path, is_folder, library_errors, reason, size_of
 from fastmlp.nn.activations import Activation, UnknownActivation, register
 from fastmlp.nn.names import normalize
 from fastmlp.nn.network import Network
@@ -94,7 +94,7 @@ def save(model: Model, path: str | Path, training: Mapping[str, npt.NDArray[Any]
     if model.image_stats is not None:
         header["image_stats"] = asdict(model.image_stats)
     text = json.dumps(header)
-    write_bytes(Path(path), tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
+    write_bytes(path, tensor_bytes(tensors, {"fastmlp": text, "sha256": digest(text, tensors)}))
 
 
 def read(path: str | Path, activations: CustomActivations | None = None) -> dict[str, Any]:
@@ -116,7 +116,7 @@ def read_checkpoint(
     """
     for name, given in (activations or {}).items():
         register_as(name, given)
-    file = model_file(Path(path))
+    file = model_file(given_path("path", path))
     metadata, tensors = read_file(file)
     if "fastmlp" not in metadata or "sha256" not in metadata:
         raise DataError(f"{file}: not a fastmlp model (its metadata lacks 'fastmlp' or 'sha256')")

@@ -20,7 +20,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from fastmlp.errors import ConfigError
 from fastmlp.files import write_bytes
+from fastmlp.files.reading import library_errors
 from fastmlp.reports.text import short_name
 
 if TYPE_CHECKING:
@@ -40,12 +42,31 @@ MARKERS = "os^Dv"
 LONGEST_TITLE = 160  # maximum number of characters of a line of a title; matplotlib refuses figures that are too wide
 
 
+@functools.cache  # an exception is not cached
+def load_matplotlib() -> None:
+    """Load Matplotlib with its fonts and the PNG format.
+
+    Matplotlib reads its own settings and folders when it is imported. Some that it cannot use end in an exception, such as a
+    loop of symbolic links.
+
+    Raises
+    ------
+    ConfigError : it cannot be imported
+    """
+    remedy = "set the environment variable MPLCONFIGDIR to a folder that can be written, and check any file matplotlibrc"
+    with library_errors("matplotlib", "cannot be imported", remedy, ConfigError):
+        from matplotlib.figure import Figure
+
+        Figure().savefig(io.BytesIO())
+
+
 @contextlib.contextmanager
 def own_style() -> Iterator[None]:
     """Context manager that replaces the user's matplotlib settings with the defaults.
 
     Characters that no font contains are drawn as boxes, without a warning.
     """
+    load_matplotlib()
     import matplotlib
     from matplotlib.font_manager import get_font_names
 

@@ -12,8 +12,9 @@ from typing import Any
 import pytest
 from support import fuzz as faulty
 
+from benchmarks.durability import __main__ as durability
 from benchmarks.fuzz import __main__ as command
-from benchmarks.fuzz import bitflips, memory, mutants
+from benchmarks.fuzz import atheris_targets, bitflips, memory, mutants
 from benchmarks.fuzz.atheris_targets import executions, fuzz
 from benchmarks.fuzz.campaign import Batch, Finding, Task, campaign, merge
 from benchmarks.fuzz.findings import read_index, save, stored
@@ -280,6 +281,22 @@ def test_the_record_and_the_exit_status(
 
 
 # ------------------------------------------------------------------------------------------------ memory and Atheris
+
+
+@pytest.mark.parametrize(
+    ("main", "option"),
+    [
+        (command.main, "--readers"),
+        (memory.main, "--readers"),
+        (atheris_targets.main, "--readers"),
+        (durability.main, "--parts"),
+    ],
+)
+def test_unknown_names_are_usage_errors(main: Callable[[list[str]], None], option: str, capsys: Any) -> None:
+    with pytest.raises(SystemExit) as caught:
+        main([option, "nosuch"])
+    assert caught.value.code == 2
+    assert f"argument {option}: unknown name 'nosuch'; valid: " in capsys.readouterr().err
 
 
 @pytest.mark.full

@@ -144,12 +144,12 @@ def test_bits_do_not_depend_on_the_grid() -> None:
 
 
 def test_bits_that_depend_on_the_grid_and_wrong_losses_are_reported(monkeypatch: pytest.MonkeyPatch) -> None:
-    class Corrupted(TimedRuntime):
+    class Damaged(TimedRuntime):
         def get(self, handle: Any, first: int = 0, count: int | None = None) -> Any:
             found = super().get(handle, first, count)
             return found + self.blocks if found.dtype.kind == "f" else found
 
-    errors = done("bits", Corrupted(simulated()))["errors"]
+    errors = done("bits", Damaged(simulated()))["errors"]
     assert {error["type"] for error in errors} == {"Disagreement"}
     assert {error["what"] for error in errors} >= {f"bits of {label}" for label in bits.JOBS} | {"losses of small batches"}
 

@@ -81,6 +81,41 @@ def test_files_of_torch_are_read(before_1_6: bool) -> None:
     assert found == {"b": STATE["b"], "c": STATE["c"]}
 
 
+@pytest.mark.parametrize("before_1_6", [False, True])
+def test_pickle_protocols(before_1_6: bool) -> None:
+    """Protocol 3 is read without a warning. PyTorch cannot read 4 and 5 with weights_only=True."""
+    found = read_state(saved(STATE, before_1_6=before_1_6, protocol=3), "a.pt")
+    assert torch.equal(found["a"], STATE["a"])  # type: ignore[arg-type]
+    for protocol in (4, 5):
+        with pytest.raises(
+            FileError, match=rf"^a\.pt: it has pickle protocol {protocol}, but .*; save the weights with"
+        ) as caught:
+            read_state(saved(STATE, before_1_6=before_1_6, protocol=protocol), "a.pt")
+        assert "weights_only" not in str(caught.value)
+
+
+@pytest.mark.parametrize("before_1_6", [False, True])
+@pytest.mark.parametrize("protocol", [2, 3])
+def test_tensors_with_two_names_are_read(protocol: int, before_1_6: bool) -> None:
+    weight = torch.arange(4, dtype=torch.float32)
+    tied = torch.nn.Parameter(weight)
+    state = {"a": weight, "b": weight, "c": weight[1:], "d": tied, "e": tied}
+    found = read_weights(saved(state, before_1_6=before_1_6, protocol=protocol), "a.pt")
+    assert {name: value.tolist() for name, value in found.items()} == {name: value.tolist() for name, value in state.items()}
+
+
+def test_no_message_advises_to_switch_the_protection_off() -> None:
+    for bad in (
+        b"]K\x01K\x02s",
+        b"}K\x01a",
+        b"ctorch._utils\n_rebuild_tensor_v2\n)R",
+        b"ccollections\nOrderedDict\nK\x01\x85R",
+    ):
+        with pytest.raises(FileError, match=r"^a\.pt: not a readable PyTorch file \(.+\); use an intact copy") as caught:
+            read_state(with_pickle(saved(STATE), lambda _, bad=bad: START + bad + END), "a.pt")  # type: ignore[misc]
+        assert "weights_only" not in str(caught.value)
+
+
 @pytest.mark.usefixtures("torch_reads_nothing")
 def test_a_decompression_bomb_is_rejected(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(claims, "GIB", 1 << 20)
@@ -124,7 +159,14 @@ PICKLES = {
     "negative size": b"(X\x07\x00\x00\x00storagectorch\nByteStorage\nX\x01\x00\x00\x000X\x03\x00\x00\x00cpuJ\0\0\0\xfftQ",
     "no tuple": b"X\x07\x00\x00\x00storageQ",
     "unknown operation": b"\xff",
-    "protocol 4": b"\x80\x04",
+    "call of a tensor": b"K\x01)R",
+    "call of a storage": b"ctorch\nFloatStorage\nK\x01\x85R",
+    "call of a text": b"X\x1f\x00\x00\x00torch._utils _rebuild_tensor_v2x)R",
+    "dict of a call twice": b"ccollections\nOrderedDict\n)Rq\x00h\x00\x86",
+    "state of a tensor": b"ctorch._utils\n_rebuild_tensor_v2\n)R}b",
+    "nothing to store": b"(q\x00t",
+    "too few values": b"(K\x01\x86t",
+    "no mark": b"uu",
 }
 
 

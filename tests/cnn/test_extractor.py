@@ -97,7 +97,7 @@ def test_extractors_of_another_format_version_are_refused(version: int | None, f
         from_bytes(saved(state), "a.pt")
 
 
-def test_corrupt_and_foreign_files() -> None:
+def test_damaged_and_foreign_files() -> None:
     data = extractor().to_bytes()
     for damaged in (b"", b"PK", data[: len(data) // 2]):
         with pytest.raises(FileError, match=r"a\.pt: not a readable PyTorch file"):
@@ -108,7 +108,7 @@ def test_corrupt_and_foreign_files() -> None:
     for changed in ({"layer": "block7"}, {"network": {}}, {"network": DESCRIPTION.table() | {"dense": (9,)}}):
         state = read_state(data, "a.pt")
         state["table"] = json.dumps(json.loads(state["table"]) | changed)
-        with pytest.raises(FileError, match=r"a\.pt: corrupt extractor \(.+\); extract the features again"):
+        with pytest.raises(FileError, match=r"a\.pt: damaged extractor \(.+\); extract the features again"):
             from_bytes(saved(state), "a.pt")
     with pytest.raises(DescriptionError, match="unknown layer 'block7'"):
         Extractor(DESCRIPTION, network(), None, "block7")

@@ -154,7 +154,7 @@ def test_learning_rates() -> None:
     assert Settings(lr=0.4).learning_rate(99) == 0.4
 
 
-def test_corrupt_and_foreign_checkpoints() -> None:
+def test_damaged_and_foreign_checkpoints() -> None:
     settings = Settings(epochs=1)
     kept: list[bytes] = []
     trainer(settings, watch=Watch(checkpoint=kept.append)).run()

@@ -113,7 +113,7 @@ def test_other_tensors(kind: str) -> None:
     state = read_state(extractor_file(), "a.pt")
     name = "block2.conv.weight"
     state["network"][name] = TENSORS[kind](state["network"][name])
-    refused(saved(state), "corrupt extractor .*block2.conv.weight .*; extract the features again")
+    refused(saved(state), "damaged extractor .*block2.conv.weight .*; extract the features again")
     state = read_state(checkpoint_file(), "a.pt")
     for tensors in (state["best_network"], state["optimizer"]["state"][0]):
         key = "exp_avg" if "exp_avg" in tensors else name
@@ -232,9 +232,9 @@ def test_the_history_is_checked() -> None:
         for value in (None, "x", [], True, 10**500, torch.zeros(2), 0):
             if (value is None and key in checkpoint.VALIDATION_KEYS) or (type(value) is int and value == 0 and key != "epoch"):
                 continue
-            not_resumed(saved(state | {"history": [state["history"][0] | {key: value}]}), "corrupt checkpoint .*history")
+            not_resumed(saved(state | {"history": [state["history"][0] | {key: value}]}), "damaged checkpoint .*history")
     for history in ([{}], [1], [state["history"][0]] * 1 + [{**state["history"][0]}], [state["history"][0] | {"more": 1.0}]):
-        not_resumed(saved(state | {"history": history}), "corrupt checkpoint .*history")
+        not_resumed(saved(state | {"history": history}), "damaged checkpoint .*history")
 
 
 def test_the_state_of_the_optimizer_is_checked() -> None:
@@ -243,14 +243,14 @@ def test_the_state_of_the_optimizer_is_checked() -> None:
     invalid = [{"x": entry}, {-1: entry}, {99: entry}, {True: entry}, {0: []}, {0: {}}, {0: entry | {"more": torch.zeros(1)}}]
     invalid += [{0: entry | {"step": torch.tensor(value)}} for value in (-1.0, 0.0, math.nan, math.inf, 1)]
     for moments in invalid:
-        not_resumed(saved(state | {"optimizer": {"state": moments, "param_groups": groups}}), "corrupt checkpoint")
+        not_resumed(saved(state | {"optimizer": {"state": moments, "param_groups": groups}}), "damaged checkpoint")
     for best in (-1, 2, True, 1.0):
         not_resumed(saved(state | {"best_epoch": best}), "best_epoch is .*, not an integer from 0 to ")
     other = read_state(checkpoint_file("sgd"), "a.pt")
     trainer("sgd").resume(saved(other), "a.pt")
     for entry in ({"momentum_buffer": None, "more": 1}, {"momentum_buffer": torch.zeros(1)}, {"exp_avg": torch.zeros(1)}):
         broken = {"state": {0: entry}, "param_groups": groups}
-        not_resumed(saved(other | {"optimizer": broken}), "corrupt checkpoint", "sgd")
+        not_resumed(saved(other | {"optimizer": broken}), "damaged checkpoint", "sgd")
 
 
 def test_hyperparameters_in_a_checkpoint_are_not_used() -> None:
@@ -404,7 +404,7 @@ def test_the_run_of_an_extractor_is_checked() -> None:
     invalid = [{}, {"history": history}, cnn | {"history": [{}]}, cnn | {"history": 1}, cnn | {"best_epoch": "1"}]
     invalid += [cnn | {"best_epoch": 7}, cnn | {"stopped": 1}]
     for broken in invalid:
-        with pytest.raises(FileError, match=r"^a\.npz: corrupt features \(.+\); extract the features again$"):
+        with pytest.raises(FileError, match=r"^a\.npz: damaged features \(.+\); extract the features again$"):
             toolkit.restore(prepared, {}, (one, "a.npz"), broken)
     with pytest.raises(FileError, match=r"made with another network"):
         toolkit.restore(prepared, {}, (extractor_file(), "a.npz"), cnn)

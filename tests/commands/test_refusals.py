@@ -50,6 +50,47 @@ def test_usage_errors(arguments: list[str], named: list[str]) -> None:
     assert [name for name in named if name not in last] == []
 
 
+@pytest.mark.parametrize(
+    ("arguments", "named"),
+    [
+        (["train", "--config", ""], "--config"),
+        (["train", "--recipe", ""], "--recipe"),
+        (["train", "--resume", ""], "--resume"),
+        (["train", "--data", ""], "--data"),
+        (["train", "--data-dir", ""], "--data-dir"),
+        (["train", "--out", ""], "--out"),
+        (["lr-find", "--out", ""], "--out"),
+        (["extract", "--data", "digits", "--config", ""], "--config"),
+        (["extract", "--data", "digits", "--weights", ""], "--weights"),
+        (["extract", "--data", "digits", "train", "--config", ""], "--config"),
+        (["evaluate", ""], "RUN|MODEL"),
+        (["evaluate", "a", "--data", ""], "--data"),
+        (["evaluate", "a", "--predictions", ""], "--predictions"),
+        (["predict", "a", ""], "INPUT..."),
+        (["predict", "a", "b", "--out", ""], "--out"),
+        (["compare", "a", "", "b"], "RUN..."),
+        (["compare", "a", "--out", ""], "--out"),
+        (["recipes", "show", ""], "NAME"),
+        (["recipes", "plot", "--runs", ""], "--runs"),
+        (["bench", "--out", ""], "--out"),
+        (["doctor", "--data-dir", ""], "--data-dir"),
+    ],
+)
+def test_empty_paths_and_names(arguments: list[str], named: str) -> None:
+    """An empty text is not taken for the current folder, or ignored."""
+    result = call(*arguments)
+    assert result.exit_code == 2
+    assert result.stdout == ""
+    assert named in result.stderr.splitlines()[-1]
+    assert "empty" in result.stderr.splitlines()[-1]
+
+
+def test_what_may_be_empty() -> None:
+    """No hidden layers, and variables of the environment, which are ignored."""
+    assert "hidden = []" in ok("train", "--hidden", "", "--print-config").stdout
+    assert ok("train", "--print-config", FASTMLP_CONFIG="", FASTMLP_OUT="").stdout == ok("train", "--print-config").stdout
+
+
 def test_without_a_command_the_help_is_shown() -> None:
     result = call()
     assert result.exit_code == 2

@@ -162,8 +162,36 @@ def test_train(data: Path, model: Path, tmp_path: Path) -> None:
     (tmp_path / "again.toml").write_text(text)
     assert succeeds("train", "--config", tmp_path / "again.toml", "--print-config").stdout == text
     shutil.copytree(model, f"{STRANGE} copy")
-    assert "unprintable characters" in fails(2, "train", "--resume", f"{STRANGE} copy", "--epochs", "4")
-    assert "unprintable characters" in fails(2, "train", "--data", data, "--out", STRANGE)
+    assert "has control characters" in fails(2, "train", "--resume", f"{STRANGE} copy", "--epochs", "4")
+    assert "has control characters" in fails(2, "train", "--data", data, "--out", STRANGE)
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "no\u00a0break",
+        "wide\u3000space",
+        "\U0001f469\u200d\U0001f4bb",
+        "\u0645\u06cc\u200c\u062e\u0648\u0627\u0647\u0645",
+        "\u202aa\u202c",
+        "a\u2028b",
+    ],
+)
+def test_names_of_runs_in_any_script(name: str, data: Path, model: Path) -> None:
+    """Names with spaces and formatting characters are people's own; they are escaped where they are printed."""
+    shown = succeeds("train", "--data", data, *FAST, "--out", name)
+    assert printable(name) in shown.stdout + shown.stderr
+    assert json.loads(succeeds("evaluate", name, "--json").stdout)["model"] == name
+    succeeds("train", "--resume", name, "--epochs", "4")
+    succeeds("compare", name, model, "--out", f"{name}.png")
+    succeeds("train", "--data", data, *FAST, "--seeds", "2", "--out", f"{name} seeds")
+    check_files(Path(name))
+
+
+@pytest.mark.parametrize("name", ["a\nb", "a\x1bb", "a\x9bb", NOT_UTF_8])
+def test_names_of_runs_that_are_refused(name: str, data: Path) -> None:
+    assert "choose another [--out]" in fails(2, "train", "--data", data, *FAST, "--out", name)
+    assert not Path(name).exists()
 
 
 def test_learning_rate(data: Path) -> None:

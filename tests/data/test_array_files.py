@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -130,11 +131,37 @@ class Surprise:
         return (Path.touch, (Path("surprise"),))
 
 
+class OfTorch:
+    """An object whose unpickling would call a function of PyTorch that constructs no tensor."""
+
+    def __reduce__(self) -> Any:
+        import torch
+
+        return (torch.get_num_threads, ())
+
+
 def test_pt_files_run_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     torch = pytest.importorskip("torch")
     monkeypatch.chdir(tmp_path)
     torch.save({"x": Surprise(), "y": torch.tensor(Y)}, tmp_path / "a.pt")
     assert "getattr" in message(load_data, tmp_path / "a.pt")
+    torch.save({"x": OfTorch(), "y": torch.tensor(Y)}, tmp_path / "a.pt")
+    text = message(load_data, tmp_path / "a.pt")
+    assert "a.pt: not a readable file of tensors (it is damaged, or has objects other than tensors); save a dict" in text
+    assert "weights_only" not in text  # PyTorch's own message advises to switch the protection off
+
+
+@pytest.mark.parametrize("new", [True, False])
+def test_pickle_protocols(tmp_path: Path, new: bool) -> None:
+    """Protocol 3 is read without a warning. PyTorch cannot read 4 and 5 with weights_only=True."""
+    torch = pytest.importorskip("torch")
+    content = {"x": torch.tensor(X), "y": torch.tensor(Y)}
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=3, _use_new_zipfile_serialization=new)
+    assert load_data(tmp_path / "a.pt").x.tolist() == X.tolist()
+    torch.save(content, tmp_path / "a.pt", pickle_protocol=4, _use_new_zipfile_serialization=new)
+    assert "a.pt: it has pickle protocol 4, but tensors are read only with 2 or 3; save" in message(
+        load_data, tmp_path / "a.pt"
+    )
     assert not (tmp_path / "surprise").exists()
 
 
@@ -285,3 +312,36 @@ def test_more_classes_than_an_output_layer_has() -> None:
 def test_the_weight_is_a_setting() -> None:
     with pytest.raises(ConfigError, match="digits has no sample weights"):
         load_data("digits", weight="w")
+
+
+# ------------------------------------------------------------------------------------------------ headers of safetensors
+
+HEADERS: dict[str, dict[str, Any]] = {
+    "metadata": {"__metadata__": {str(number): "" for number in range(600_000)}},
+    "tensors": {str(number): {"dtype": "U8", "shape": [0], "data_offsets": [0, 0]} for number in range(100_000)},
+    "shape": {"a": {"dtype": "U8", "shape": [0] + [1] * 1_100_000, "data_offsets": [0, 0]}},
+    "class names": {"__metadata__": {"classes": json.dumps([str(number) for number in range(1_000_000)])}},
+}
+
+
+def write_header(path: Path, header: dict[str, Any]) -> Path:
+    text = json.dumps(header, separators=(",", ":")).encode()
+    text += b" " * (-len(text) % 8)
+    path.write_bytes(len(text).to_bytes(8, "little") + text)
+    return path
+
+
+@pytest.mark.parametrize("kind", HEADERS)
+def test_headers_with_too_many_values_are_refused(tmp_path: Path, kind: str) -> None:
+    """Such a header would take many times its size in memory."""
+    path = write_header(tmp_path / "a.safetensors", HEADERS[kind])
+    text = message(load_data, path)
+    assert text.startswith(f"{path}: ")
+    assert "has too many values: more than 2,097,152 bytes of JSON outside strings; use another file" in text
+
+
+def test_long_strings_in_a_header_are_read(tmp_path: Path) -> None:
+    names = [f"{number} {'x' * 200}" for number in range(20_000)]
+    metadata = {"classes": json.dumps(names), "notes": '["' + 'a, "' * 100_000}
+    save_file({"x": np.zeros((40_000, 1), np.uint8), "y": np.arange(40_000) % 20_000}, tmp_path / "a.safetensors", metadata)
+    assert load_data(tmp_path / "a.safetensors").classes == tuple(names)

@@ -87,11 +87,11 @@ class Handler(http.server.SimpleHTTPRequestHandler):
 
 @pytest.fixture
 def server(tmp_path, monkeypatch):
-    """Yield the address of a server with the paths /good, /corrupt (damaged files) and /cut (truncated responses)."""
+    """Yield the address of a server with the paths /good, /damaged (damaged files) and /cut (truncated responses)."""
     monkeypatch.setenv("NO_PROXY", "127.0.0.1")
     monkeypatch.delenv("FASTMLP_OFFLINE", raising=False)
     root = tmp_path / "www"
-    for folder, tail in (("good", b""), ("corrupt", b"!")):
+    for folder, tail in (("good", b""), ("damaged", b"!")):
         (root / folder).mkdir(parents=True)
         for name, content in PACKED.items():
             (root / folder / name).write_bytes(content + tail)
@@ -115,7 +115,7 @@ def tiny(monkeypatch):
     return register
 
 
-@pytest.mark.parametrize("first", ["nothing-here", "corrupt", "cut", "closed"])
+@pytest.mark.parametrize("first", ["nothing-here", "damaged", "cut", "closed"])
 def test_the_next_mirror_is_used_if_the_first_fails(server, tiny, tmp_path, first, capfd):
     tiny("http://127.0.0.1:9/" if first == "closed" else f"{server}/{first}/", f"{server}/good/")
     loaded = load_data("tiny", tmp_path / "data")
@@ -127,10 +127,10 @@ def test_the_next_mirror_is_used_if_the_first_fails(server, tiny, tmp_path, firs
 
 
 def test_if_all_mirrors_fail_they_are_listed_and_no_file_is_left(server, tiny, tmp_path):
-    tiny(f"{server}/nothing-here/", f"{server}/corrupt/", f"{server}/cut/", "http://127.0.0.1:9/")
+    tiny(f"{server}/nothing-here/", f"{server}/damaged/", f"{server}/cut/", "http://127.0.0.1:9/")
     text = message(UnavailableError, load_data, "tiny", tmp_path / "data")
     assert "nothing-here/train-images.gz (HTTP 404)" in text and "/cut/train-images.gz (" in text
-    assert "corrupt/train-images.gz (wrong SHA-256)" in text and ":9/train-images.gz (" in text
+    assert "damaged/train-images.gz (wrong SHA-256)" in text and ":9/train-images.gz (" in text
     raw = tmp_path / "data" / "Tiny" / "raw"
     assert f"copy the files to {raw}" in text and "FASTMLP_DATA" in text
     assert list(raw.iterdir()) == []
@@ -238,7 +238,7 @@ def test_a_folder_that_cannot_be_written_is_reported(server, tiny, tmp_path):
 
 
 def test_progress_shows_a_bar_on_stderr(server, tiny, tmp_path, capfd):
-    tiny(f"{server}/corrupt/", f"{server}/good/")
+    tiny(f"{server}/damaged/", f"{server}/good/")
     fetch_data("tiny", tmp_path, progress=True)
     shown = capfd.readouterr()
     assert shown.out == "" and all(name in shown.err for name in PACKED)

@@ -52,7 +52,7 @@ def subpackage(frame: FrameType) -> str:
 
 
 def test_settings_enter_each_subpackage_by_one_function(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    for slow in ("result.draw", "training_run.preload_figures"):  # profiling makes them very slow
+    for slow in ("result.draw", "training_run.load_matplotlib"):  # profiling makes them very slow
         monkeypatch.setattr(f"fastmlp.experiments.{slow}", lambda *given: None)
     walk = Walk()
     sys.setprofile(walk)

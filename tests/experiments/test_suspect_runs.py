@@ -6,6 +6,7 @@ import itertools
 import json
 import os
 import shutil
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -143,9 +144,15 @@ def test_the_limit_is_an_option_of_all_commands_that_read_data(run: Path, tmp_pa
 DEEP: dict[str, tuple[str, str]] = {
     "arrays": ("hidden = " + "[" * 5000 + "]" * 5000, "not valid TOML ("),
     "fewer arrays": ("hidden = " + "[" * 50 + "]" * 50, "values are nested more than 8 levels deep"),
-    "dotted key": (".".join(["a"] * 10_000) + " = 1", "line 1: a key or a value has more than 100 dots"),
-    "dotted keys in a table": ("a = {" + ".".join(["b"] * 10_000) + " = 1}", "line 1: a key or a value has more than 100 dots"),
-    "dotted header": ("[" + ".".join(["a"] * 10_000) + "]", "line 1: a key or a value has more than 100 dots"),
+    "dotted key": (".".join(["a"] * 10_000) + " = 1", "line 1: a key has more than 8 dots"),
+    "dotted keys in a table": ("a = {" + ".".join(["b"] * 10_000) + " = 1}", "line 1: a key has more than 8 dots"),
+    "dots and spaces": (" . ".join(["a"] * 10_000) + " = 1", "line 1: a key has more than 8 dots"),
+    "dotted strings": ("\n" + ".".join(['"a"', "'b'"] * 10_000) + " = 1", "line 2: a key has more than 8 dots"),
+    "dotted key after strings": ('x = """\n\\"""" # """\n' + ".".join("a" * 10) + " = 1", "line 3: a key has more than 8 dots"),
+    "strings that are not closed": ('\\"""\n' * 50_000, "not valid TOML ("),
+    "quotes that are not closed": ('"' + '\\"' * 130_000, "not valid TOML ("),
+    "a backslash at the end": ('\\"""\n' * 50_000 + "\\", "not valid TOML ("),
+    "dotted header": ("[" + ".".join(["a"] * 10_000) + "]", "line 1: a key has more than 8 dots"),
     "decimal integer": ("seed = " + "1" * 5000, "not valid TOML ("),
     "hexadecimal integer": ("seed = 0x" + "f" * 5000, "an integer does not fit into 64 bits"),
     "size": ("#" * (1 << 18) + "\nseed = 1", "larger than 262,144 bytes"),
@@ -161,6 +168,26 @@ def test_settings_that_take_time_or_memory_are_refused(kind: str, tmp_path: Path
     with pytest.raises((ConfigError, DataError)) as caught:
         resolve({}, {}, path)
     assert str(path) in str(caught.value) and message in str(caught.value)
+
+
+@pytest.mark.parametrize(
+    "line",
+    [
+        "# " + "." * 5000,
+        "lr = 0.1  # ... " + "." * 5000,
+        'data = "' + "../" * 200 + 'a.npz"',
+        "data = '" + "../" * 200 + "a.npz'",
+        "data = '''\n" + "../" * 200 + "it's.'''''",
+        'data = """\n' + "../" * 200 + '\\""" a """""',
+        'data = "\\"' + "." * 200 + '"',
+        "dropout = [" + ", ".join(["0.5"] * 200) + "]",
+    ],
+)
+def test_dots_that_are_not_in_keys_are_read(line: str, tmp_path: Path) -> None:
+    (tmp_path / "a.toml").write_text(line + "\nseed = 7\n")
+    table = read_toml(tmp_path / "a.toml")
+    assert table["seed"] == 7
+    assert table == tomllib.loads(line + "\nseed = 7\n")
 
 
 def test_seeds_of_64_bits_are_read(tmp_path: Path) -> None:

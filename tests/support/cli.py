@@ -59,5 +59,5 @@ def no_figures() -> Iterator[None]:
     with pytest.MonkeyPatch.context() as patch:
         for module in ("result", "sweeps.seeds"):
             patch.setattr(f"fastmlp.experiments.{module}.draw", lambda *given: None)
-        patch.setattr("fastmlp.experiments.training_run.preload_figures", lambda: None)
+        patch.setattr("fastmlp.experiments.training_run.load_matplotlib", lambda: None)
         yield

@@ -12,10 +12,10 @@ import torch
 PICKLE = "archive/data.pkl"
 
 
-def saved(state: Any, *, before_1_6: bool = False) -> bytes:
+def saved(state: Any, *, before_1_6: bool = False, protocol: int = 2) -> bytes:
     """Return a file with an object; with `before_1_6`, in the format of PyTorch before version 1.6."""
     buffer = io.BytesIO()
-    torch.save(state, buffer, _use_new_zipfile_serialization=not before_1_6)
+    torch.save(state, buffer, pickle_protocol=protocol, _use_new_zipfile_serialization=not before_1_6)
     return buffer.getvalue()
 
 

@@ -57,7 +57,9 @@ class Command(click.Command):
         """Parse the arguments. Control characters in Click's messages are escaped, because an argument can be a file name."""
         given = len(args)
         try:
-            return super().parse_args(ctx, args)
+            rest = super().parse_args(ctx, args)
+            check_not_empty(self.params, ctx)
+            return rest
         except click.ClickException as error:
             if given:  # without arguments, the message can be the help
                 error.message = printable(error.message)  # type: ignore[misc]  # final
@@ -81,6 +83,19 @@ def check_given_once(order: Iterable[click.Parameter], ctx: click.Context) -> No
     for option, times in counted.items():
         if times > 1:
             raise click.UsageError(f"Option {shown_names(option)} is given {times} times; give it once.", ctx)
+
+
+def check_not_empty(parameters: Iterable[click.Parameter], ctx: click.Context) -> None:
+    """Raise UsageError if an argument, or an option that is not a setting, is empty text on the command line.
+
+    An empty text, such as that of a shell variable that is not set, would be the path of the current folder, or no path.
+    """
+    for one in parameters:
+        name = one.name or ""
+        given = ctx.get_parameter_source(name) is click.core.ParameterSource.COMMANDLINE and ctx.params.get(name)
+        if not isinstance(one, SettingOption) and "" in (given if isinstance(given, tuple) else [given]):
+            shown = f"Option {shown_names(one)}" if isinstance(one, click.Option) else f"Argument '{one.human_readable_name}'"
+            raise click.UsageError(f"{shown} is empty; give a value.", ctx)
 
 
 def setting_of(option: click.Option) -> str:
@@ -157,6 +172,10 @@ class Option(click.Option):
         self.heading, self.common = heading, common
 
 
+class SettingOption(Option):
+    """The option of a setting, whose type checks the text."""
+
+
 def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()) -> Function:
     """Return a decorator that adds a flag for each setting of a class. `sources.resolve_as` parses the values."""
     fields = [one for one in fields_of(settings).values() if one.name not in left_out]
@@ -173,7 +192,7 @@ def setting_options(settings: type[DataSettings], left_out: Collection[str] = ()
 
 def setting_option(name: str, metadata: Mapping[str, Any], default: Any) -> Function:
     """Return a decorator that adds the flag of one setting; --help shows its type and its default."""
-    shared = {"cls": Option, "heading": metadata["group"], "common": metadata["common"]}
+    shared = {"cls": SettingOption, "heading": metadata["group"], "common": metadata["common"]}
     text = with_flags(metadata["help"])
     if metadata["type"] is BOOLEAN:
         names = f"{flag(name)}/--no-{flag(name).removeprefix('--')}"

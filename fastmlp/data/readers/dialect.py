@@ -11,7 +11,7 @@ import io
 import itertools
 import re
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import NamedTuple, TextIO
@@ -140,6 +140,15 @@ def check_width(path: Path, columns: int) -> None:
         raise DataError(
             f"{path}: {columns:,} columns, more than {MAX_COLUMNS:,}; save the data as a folder of arrays (x.npy and y.npy)"
         )
+
+
+def check_names(path: Path, names: Sequence[str]) -> list[str]:
+    """Return the names of columns without spaces around them; raise DataError if a name occurs twice."""
+    stripped = [name.strip() for name in names]
+    (name, times), *_ = Counter(name for name in stripped if name).most_common(1) or [("", 0)]
+    if times > 1:
+        raise DataError(f"{path}: two columns have the name {name!r}; rename one of them")
+    return stripped
 
 
 def find_encoding(path: Path) -> tuple[str, bool]:

@@ -329,7 +329,7 @@ def _stack(
 
     folder : folder of the images, for the message if they are too large
     """
-    check_claim(folder, len(files) * math.prod(shape), sum(map(size_of, files)))
+    check_claim(folder, len(files) * math.prod(shape), sum(map(size_of, files)), "folder of images")
     try:
         rows = np.empty((len(files), math.prod(shape)), np.uint8)
     except MemoryError as error:

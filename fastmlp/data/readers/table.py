@@ -8,9 +8,7 @@ Measurements: benchmarks/NOTES.md.
 
 from __future__ import annotations
 
-import json
-from collections import Counter
-from collections.abc import Callable, Collection, Mapping, Sequence
+from collections.abc import Callable, Collection
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
@@ -19,31 +17,26 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import numpy.typing as npt
 
-from fastmlp.data.readers.delimited import CELL, parse, row_length_error
+from fastmlp.data.readers.delimited import parse, row_length_error
 from fastmlp.data.readers.dialect import (
     MISSING,
     THOUSANDS,
     UNKNOWN,
     Dialect,
     Expected,
-    check_width,
+    check_names,
     find_dialect,
     looks_numeric,
     rows_of,
 )
-from fastmlp.errors import ConfigError, DataError, FastMLPError
-from fastmlp.files.limits import check_claim
-from fastmlp.files.reading import file_errors, library_errors, open_file, size_of
+from fastmlp.data.readers.parquet import PARQUET, PARQUET_SUFFIXES, not_a_value, read_parquet
+from fastmlp.errors import ConfigError, DataError
+from fastmlp.files.reading import file_errors, open_file
 
 if TYPE_CHECKING:
     import pyarrow as pa
 
 TEXT_SUFFIXES = (".csv", ".tsv", ".tab", ".txt", ".data")
-PARQUET_SUFFIXES = (".parquet", ".pq")
-PARQUET = b"PAR1"
-NO_PARQUET, CREATE_AGAIN = "not a readable Parquet file", "create it again"
-BATCH = 256  # rows
-
 
 TextColumns = Callable[[int], Collection[str]]
 
@@ -206,87 +199,6 @@ def read_table(
     return Table(path, names, columns, dialect)
 
 
-def check_names(path: Path, names: Sequence[str]) -> list[str]:
-    """Return the names of columns without spaces around them; raise DataError if a name occurs twice."""
-    stripped = [name.strip() for name in names]
-    (name, times), *_ = Counter(name for name in stripped if name).most_common(1) or [("", 0)]
-    if times > 1:
-        raise DataError(f"{path}: two columns have the name {name!r}; rename one of them")
-    return stripped
-
-
-def read_parquet(path: Path) -> tuple[list[str], list[pa.ChunkedArray]]:
-    """Return the names and the columns of a Parquet file, without the index of a pandas data frame.
-
-    Columns of strings are read dictionary-encoded, so that the memory is bounded by the size of the file: a string of 1 MB that
-    occurs in a million rows is stored once. `plain` checks the decoded size before it decodes them.
-    """
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    with library_errors(path, NO_PARQUET, CREATE_AGAIN), pyarrow.parquet.ParquetFile(path) as file:
-        schema, metadata = file.schema_arrow, file.metadata
-        # The metadata of a column are not used: pyarrow aborts the process if they are damaged.
-        sizes = [metadata.row_group(number).total_byte_size for number in range(metadata.num_row_groups)]
-        declared = max(CELL * metadata.num_rows * metadata.num_columns, sum(sizes))
-    check_claim(path, declared, size_of(path))
-    for field in schema:
-        if pa.types.is_nested(field.type) or pa.types.is_fixed_size_binary(field.type):  # their decoded size is unknown
-            raise DataError(f"{path}: column {field.name!r} {not_a_value(field.type)}")
-    check_width(path, len(schema))
-    index = pandas_index(schema.metadata or {})
-    chosen = [name for name in schema.names if name not in index]
-    names = check_names(path, chosen)
-    texts = [field.name for field in schema if is_text_type(field.type)]
-    try:
-        table = pyarrow.parquet.read_table(path, columns=chosen, read_dictionary=texts)
-    except Exception:  # some encodings of text cannot be read as dictionaries
-        table = read_batches(path, chosen)
-    return names, [table[name] for name in chosen]
-
-
-def read_batches(path: Path, columns: Sequence[str]) -> pa.Table:
-    """Read columns of a Parquet file in small batches, so that reading ends when the limit is exceeded."""
-    import pyarrow as pa
-    import pyarrow.parquet
-
-    batches: list[pa.RecordBatch] = []
-    total = 0  # bytes
-    with library_errors(path, NO_PARQUET, CREATE_AGAIN), pyarrow.parquet.ParquetFile(path) as file:
-        for batch in file.iter_batches(BATCH, columns=columns):
-            batches.append(batch)
-            total += batch.nbytes
-            check_claim(path, total, size_of(path))
-        return pa.Table.from_batches(batches)
-
-
-def is_text_type(kind: pa.DataType) -> bool:
-    """Return whether an Arrow type is a string type; some programs write text as bytes."""
-    import pyarrow as pa
-
-    tests = (pa.types.is_string, pa.types.is_large_string, pa.types.is_binary, pa.types.is_large_binary)
-    return any(test(kind) for test in tests)
-
-
-def decoded_size(column: pa.ChunkedArray) -> int:
-    """Return the number of bytes that the texts of a dictionary-encoded column have without the encoding."""
-    from pyarrow import compute
-
-    lengths = [compute.binary_length(chunk.dictionary).take(chunk.indices) for chunk in column.chunks]
-    return sum(compute.sum(found).as_py() or 0 for found in lengths)
-
-
-def pandas_index(metadata: Mapping[bytes, bytes]) -> set[str]:
-    """Return the names of the columns that contain the index of a pandas data frame, from the metadata of an Arrow schema."""
-    try:
-        with library_errors("pandas", "not valid JSON", "create the file again"):
-            found = json.loads(metadata.get(b"pandas", b"{}"))
-    except DataError:  # written by another program
-        return set()
-    index = found.get("index_columns") if isinstance(found, dict) else None
-    return {name for name in index if isinstance(name, str)} if isinstance(index, list) else set()
-
-
 def read_text(path: Path, dialect: Dialect, texts: TextColumns) -> tuple[list[str], list[pa.ChunkedArray]]:
     """Return the names and the columns of a text table; see `read_table` for `texts`."""
     _, first = next(rows_of(path, dialect))
@@ -315,8 +227,6 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
     kind = column.type
     try:
         if pa.types.is_dictionary(kind):
-            if is_text_type(kind.value_type):
-                check_claim(f"{path}: column {name!r}", decoded_size(column), size_of(path))
             column, kind = column.cast(kind.value_type), kind.value_type
         if not text and (pa.types.is_floating(kind) or pa.types.is_integer(kind) or pa.types.is_decimal(kind)):
             whole = pa.types.is_integer(kind) and kind != pa.uint64()
@@ -327,17 +237,11 @@ def plain(column: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | Non
             return column if pa.types.is_boolean(kind) else column.cast(pa.float64())
         trimmed = compute.utf8_trim_whitespace(column.cast(pa.string()))
         trimmed = compute.if_else(compute.is_in(trimmed, pa.array(sorted(MISSING))), pa.scalar(None, pa.string()), trimmed)
-    except FastMLPError:
-        raise
     except Exception as error:
         if dialect is not None:
             row_length_error(path, dialect)  # raises DataError if the text cannot be decoded
         raise DataError(f"{path}: column {name!r} {not_a_value(kind)}") from error
     return trimmed if text else numbers_if_possible(trimmed, path, name, dialect)
-
-
-def not_a_value(kind: pa.DataType) -> str:
-    return f"has the type {kind}, which is neither numbers nor text; convert or drop it"
 
 
 def numbers_if_possible(texts: pa.ChunkedArray, path: Path, name: str, dialect: Dialect | None) -> pa.ChunkedArray:

@@ -6,12 +6,15 @@ header in JSON, and the tensors.
 
 from __future__ import annotations
 
+import contextlib
 import io
 import json
 import pickletools
+import re
 import struct
+import warnings
 import zipfile
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from io import BufferedReader
 from pathlib import Path
 from typing import IO, Any, cast
@@ -21,11 +24,16 @@ import numpy.typing as npt
 
 from fastmlp.errors import DataError, UnavailableError
 from fastmlp.files.limits import check_claim
-from fastmlp.files.reading import check_regular, library_errors, open_file, size_of
+from fastmlp.files.reading import file_errors, library_errors, open_file, size_of
 
 SAVE = "save a dict of dense tensors of numbers with torch.save"  # remedy
 NOT_TENSORS = "not a readable file of tensors"
 GLOBALS = frozenset({"GLOBAL", "INST", "STACK_GLOBAL"})  # operations of a pickle that name a class or a function
+STRINGS = re.compile(rb'"(?:[^"\\]++|\\.)*+"?', re.DOTALL)  # of JSON, also one that is not closed
+MAX_JSON = 1 << 21  # bytes outside strings; the description of a table with a column takes less than 100
+MAX_HEADER = 100_000_000  # bytes of a header that safetensors reads
+CHECKED = GLOBALS | {"PROTO"}
+PROTOCOLS = (2, 3)  # of the pickles that PyTorch reads with weights_only=True
 PICKLES = 5  # in the format before PyTorch 1.6: magic number, version, system, object, keys of the storages
 Tensors = dict[str, npt.NDArray[Any]]
 
@@ -35,18 +43,52 @@ def read_tensors(file: Path) -> tuple[dict[str, str], Tensors]:
 
     Raises
     ------
-    DataError : the file does not exist, is damaged, or has a tensor of a dtype that NumPy lacks
+    DataError : the file does not exist, is damaged, has too many values in its header, or has a tensor of a dtype that NumPy
+        lacks
     """
     from safetensors import safe_open
 
-    check_regular(file)
+    check_header(file)
     tensors: Tensors = {}
     with library_errors(file, "not a readable safetensors file", "create it again"), safe_open(file, "numpy") as opened:
         metadata = opened.metadata() or {}
+        for name, text in metadata.items():
+            if text.startswith(("{", "[")):  # such as the names of the classes, or the description of a model
+                check_json(f"{file}: {name!r} in the metadata", text.encode())
         for name in opened.keys():  # noqa: SIM118 - not a mapping
             with library_errors(f"{file}: tensor {name!r}", "cannot be read as a NumPy array", "convert it to float32"):
                 tensors[name] = opened.get_tensor(name)
     return metadata, tensors
+
+
+def check_header(file: Path) -> None:
+    """Raise DataError if the header of a safetensors file has too many values, see `check_json`, or cannot be read."""
+    with open_file(file) as stream, file_errors("read", file):
+        start = stream.read(8)
+        length = min(int.from_bytes(start, "little"), MAX_HEADER)
+        header = stream.read(length)
+    check_json(f"{file}: the header", header)
+
+
+def check_json(place: str, text: bytes) -> None:
+    """Raise DataError if a JSON text has more than `MAX_JSON` bytes outside strings, where a string counts as one byte.
+
+    A value of a few bytes can take a hundred bytes of memory when it is parsed. Long strings take only their length.
+
+    >>> check_json("a", b'["' + b"x" * 5_000_000 + b'"]')
+    >>> check_json("a", b"[" * 5_000_000)
+    Traceback (most recent call last):
+    fastmlp.errors.DataError: a has too many values: more than 2,097,152 bytes of JSON outside strings; use another file
+    """
+    outside, end = 0, 0
+    for found in STRINGS.finditer(text):
+        outside, end = outside + found.start() - end + 1, found.end()
+        if outside > MAX_JSON:
+            break
+    else:
+        outside += len(text) - end
+    if outside > MAX_JSON:
+        raise DataError(f"{place} has too many values: more than {MAX_JSON:,} bytes of JSON outside strings; use another file")
 
 
 def read_pt_tensors(file: Path) -> Tensors:
@@ -66,7 +108,8 @@ def read_pt_tensors(file: Path) -> Tensors:
 
     with open_file(file) as stream:
         check_pickles(file, stream)
-        with library_errors(file, NOT_TENSORS, SAVE):
+        with library_errors(file, NOT_TENSORS, SAVE), own_messages(file), warnings.catch_warnings():
+            warnings.filterwarnings("ignore", "Detected pickle protocol")  # `check_pickles` accepts only protocols that work
             content: Any = torch.load(cast(IO[bytes], WithoutDescriptor(stream)), map_location="cpu", weights_only=True)
     if isinstance(content, list | tuple) and len(content) == 2:
         content = dict(zip(("x", "y"), content, strict=True))
@@ -75,6 +118,22 @@ def read_pt_tensors(file: Path) -> Tensors:
     dense = [value for value in content.values() if value.layout == torch.strided]
     check_claim(file, sum(value.nbytes for value in dense), size_of(file))  # strides of 0 repeat the values of a small storage
     return {str(name): as_numpy(file, str(name), value) for name, value in content.items()}
+
+
+@contextlib.contextmanager
+def own_messages(file: Path) -> Iterator[None]:
+    """Replace messages of torch.load that advise to read the file with weights_only=False, which can run code in the file.
+
+    Raises
+    ------
+    DataError : in place of an exception with such a message
+    """
+    try:
+        yield
+    except Exception as error:
+        if "weights_only" not in str(error):
+            raise
+        raise DataError(f"{file}: {NOT_TENSORS} (it is damaged, or has objects other than tensors); {SAVE}") from None
 
 
 class WithoutDescriptor(io.RawIOBase):
@@ -116,8 +175,14 @@ def check_pickles(file: Path, stream: BufferedReader) -> None:
         else:  # the format before PyTorch 1.6
             pickles = [stream] * PICKLES
         stream.seek(0)
-        names = [name for one in pickles for operation, name, _ in pickletools.genops(one) if operation.name in GLOBALS]
+        parsed = [
+            (one.name, given) for pickle in pickles for one, given, _ in pickletools.genops(pickle) if one.name in CHECKED
+        ]
         stream.seek(0)
+    if protocols := [given for operation, given in parsed if operation == "PROTO" and given not in PROTOCOLS]:
+        problem = f"it has pickle protocol {protocols[0]}, but tensors are read only with {PROTOCOLS[0]} or {PROTOCOLS[-1]}"
+        raise DataError(f"{file}: {problem}; save them with torch.save without pickle_protocol")
+    names = [given for operation, given in parsed if operation in GLOBALS]
     if other := [name for name in names if not str(name).startswith(("torch", "collections OrderedDict"))]:
         raise DataError(f"{file}: contains {str(other[0])[:60]!r}, which is not a tensor; {SAVE}")
 

@@ -81,7 +81,7 @@ def resolve_as(
     fields = fields_of(settings)
     types: ParamTypes = {name: one.metadata["type"] for name, one in fields.items()}
     chosen: dict[str, Any] = {name: one.default for name, one in fields.items()}
-    given = read_file(Path(file), types) if file else {}
+    given = {} if file is None else read_file(Path(file), types)
     published = read_table(recipe, types, "recipe")
     for source in (published, given, read_environment(environment, types), read_flags(flags, types)):
         for name in sorted(source.keys() & PAIRS.keys()):

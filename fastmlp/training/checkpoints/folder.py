@@ -14,7 +14,7 @@ from fastmlp.engines.environment import numerical_environment
 from fastmlp.errors import ConfigError, DataError, printable
 from fastmlp.files import make_folders
 from fastmlp.files.locks import locked_folder
-from fastmlp.files.reading import file_errors, is_file, real_path
+from fastmlp.files.reading import file_errors, given_path, is_file, real_path
 from fastmlp.models.file import files_in
 from fastmlp.nn.checks import check_number
 from fastmlp.training.checkpoints.compare import activation_digests, check_environment, check_same, data_digest, settings_table
@@ -175,7 +175,7 @@ def open_checkpoints(
     """
     if folder is True:
         raise ConfigError("checkpoints must be the path of a folder, not True; write checkpoints='checkpoints'")
-    into = Path(folder) if folder else None
+    into = None if folder is None or folder is False else given_path("checkpoints", folder)
     if resume is True:
         if into is None:
             raise ConfigError(
@@ -183,8 +183,8 @@ def open_checkpoints(
                 "checkpoint as resume"
             )
         found = files_in(into)
-    elif resume:
-        path = Path(resume)
+    elif resume is not None and resume is not False:
+        path = given_path("resume", resume)
         found = [path] if is_file(path) else files_of(path)
         if not found:
             raise DataError(f"no checkpoint in {path}; check the path, or leave out resume to train from the beginning")

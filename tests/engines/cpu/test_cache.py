@@ -1,4 +1,4 @@
-"""The disk cache of compiled kernels, tested in real processes: reuse, stale kernels, corrupt files, unsafe folders."""
+"""The disk cache of compiled kernels, tested in real processes: reuse, stale kernels, damaged files, unsafe folders."""
 
 from __future__ import annotations
 

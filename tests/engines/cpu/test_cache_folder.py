@@ -144,7 +144,7 @@ def test_an_exchanged_folder_is_not_written(exchanged: Path, tmp_path: Path) -> 
 
 
 def test_in_an_exchanged_folder_nothing_is_deleted(exchanged: Path, tmp_path: Path) -> None:
-    (tmp_path / "kernels" / "a.kernel").write_bytes(b"corrupt")
+    (tmp_path / "kernels" / "a.kernel").write_bytes(b"damaged")
     assert read_entry(exchanged / "a.kernel") is None
     assert names(tmp_path / "checked") == []
     assert names(exchanged) == ["a.kernel"]

@@ -96,6 +96,25 @@ def test_another_process_compiles(kernel: Any, children: list[int]) -> None:
     assert (kernel._cache.hits, kernel._cache.misses) == (1, 0)
 
 
+@pytest.mark.parametrize("error", [PermissionError, OSError])
+def test_a_cache_folder_that_cannot_be_searched(
+    kernel: Any, children: list[int], error: type[OSError], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is compiled in another process, and the kernel is compiled here; root may search any folder, hence the mock."""
+    folder, stat = os.environ["FASTMLP_CACHE_DIR"], os.stat
+
+    def refused(path: Any, *arguments: Any, **more: Any) -> os.stat_result:
+        if str(path).startswith(folder):
+            raise error(13, "Permission denied")
+        return stat(path, *arguments, **more)
+
+    monkeypatch.setattr(os, "stat", refused)
+    monkeypatch.setattr(fork, "can_keep", lambda folder: False)
+    with compiled_in_fork(kernel, (3,)) as forked:
+        assert not forked
+    assert children == []
+
+
 def test_the_child_does_not_report_its_compilation(
     kernel: Any, children: list[int], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:

@@ -48,7 +48,7 @@ def compiled_in_fork(kernel: Any, args: tuple[Any, ...]) -> Iterator[bool]:
         sys.platform == "linux"
         and hasattr(os, "fork")
         and signature not in kernel.overloads
-        and not file.exists()
+        and not os.path.exists(file)  # noqa: PTH110 - unlike Path.exists, it does not raise for a folder that cannot be searched
         and can_keep(file.parent)
     ):
         notify()  # before the fork, so that the child does not notify again
