@@ -31,7 +31,8 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "output": {"sigmoid": ("logistic",), "linear": ("identity", "none")},
     "init": {
-        "random": ("default",),
+        "random": ("default", "pytorch", "torch"),  # of `extract`, whose default is that of PyTorch
+        "pytorch": ("torch",),
         "xavier": ("glorot",),
         "he": ("kaiming",),
         "he-normal": ("kaiming-normal",),

@@ -213,7 +213,7 @@ class TrainConfig(DataSettings):
     init: str = network_setting(
         name_with_number(INITS, canonical_init),
         Network.init,
-        f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale.",
+        f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale. pytorch also draws the biases.",
     )
     l1: float = network_setting(FLOAT, Network.l1, "L1 penalty on the weights.")
     l2: float = network_setting(FLOAT, Network.l2, "L2 penalty on the weights.")
