@@ -52,6 +52,7 @@ class Settings:
     epochs : maximum number of epochs
     monitor : validation metric for the selection of the best epoch and for early stopping, one of `MONITORS`
     patience : early-stopping patience in epochs; None disables early stopping
+    shuffle : whether the images are in a new random order in every epoch; with False, all epochs have the same mini-batches
     label_smoothing : label smoothing, as in torch.nn.functional.cross_entropy
     augmentation : random transforms of the training images
     seed : seed of the order of the images, dropout and augmentation
@@ -74,6 +75,7 @@ class Settings:
     epochs: int = 10
     monitor: str = "loss"
     patience: int | None = None
+    shuffle: bool = True
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
@@ -261,7 +263,7 @@ class Trainer:
         """
         settings, rows = self.settings, len(self.train.labels)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(rows).numpy()
+        order = torch.randperm(rows).numpy() if settings.shuffle else np.arange(rows)
         self.network.train()
         started, done, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
         for start in range(0, rows, settings.batch_size):

@@ -222,7 +222,7 @@ class Loop:
 
     def _epoch(self, epoch: int, signals: Signals) -> EpochLog:
         settings = self.settings
-        order, augmentation = self.shuffle(epoch)
+        order, augmentation = self.order(epoch)
         steps = step_count(len(order), settings.batch_size)
         learning_rates = self.learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
@@ -254,10 +254,13 @@ class Loop:
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, metrics, weights, seconds, float(learning_rates[0])))
 
-    def shuffle(self, epoch: int) -> tuple[Indices, Augmentation | None]:
-        """Return the rows in the random order of an epoch, and their augmentation; None if rows are not augmented."""
+    def order(self, epoch: int) -> tuple[Indices, Augmentation | None]:
+        """Return the rows in the order of an epoch, and their augmentation; None if rows are not augmented."""
         settings = self.settings
-        order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        if settings.shuffle:
+            order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        else:
+            order = np.arange(self.rows) if isinstance(self.rows, int) else self.rows
         if not (settings.flip or settings.shift):
             return order, None
         return order, sample_augmentation(settings.seed, epoch, len(order), settings.flip, settings.shift)

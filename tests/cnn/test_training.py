@@ -83,6 +83,21 @@ def test_a_step_equals_the_formula_of_the_optimizer() -> None:
             torch.testing.assert_close(theirs.detach(), mine.detach() - 0.1 * step, rtol=1e-3, atol=2e-4)
 
 
+def test_images_that_are_not_shuffled_have_the_same_mini_batches_in_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: dict[bool, list[list[int]]] = {True: [], False: []}
+    for shuffle, seen in rows.items():
+        run = trainer(Settings(epochs=2, batch_size=50, shuffle=shuffle))
+        batch = run.train.images.batch
+        monkeypatch.setattr(
+            run.train.images, "batch", lambda rows, *given, s=seen, b=batch: s.append([*rows]) or b(rows, *given)
+        )
+        run.run()
+    ordered = list(range(120))
+    assert rows[False] == [ordered[:50], ordered[50:100], ordered[100:]] * 2
+    first, second = ([row for batch in epoch for row in batch] for epoch in (rows[True][:3], rows[True][3:]))
+    assert sorted(first) == ordered != first != second
+
+
 @pytest.mark.parametrize("optimizer", ["adam", "sgd"])
 def test_a_resumed_training_ends_with_the_same_weights(optimizer: str) -> None:
     settings = Settings(optimizer=optimizer, lr=1e-3, epochs=4, batch_size=16, schedule="cosine")

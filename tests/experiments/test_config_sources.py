@@ -64,6 +64,7 @@ TEXTS = {
     "patience": ("1", "2"),
     "monitor": ("accuracy", "loss"),
     "min_delta": ("0.1", "0.2"),
+    "shuffle": ("off", "true"),
     "flip": ("0.5", "0.1"),
     "shift": ("1", "2"),
     "val_steps": ("1", "2"),

@@ -38,6 +38,9 @@ from fastmlp.training.settings import MONITORS
 # Default learning rates: the values of the original papers for adam and adamw, and a common value for sgd with momentum.
 DEFAULT_LEARNING_RATE = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
+# Settings that were added after feature files had been published, with the values that describe older files. `key` leaves these
+# values out, so that older files are still recognized.
+ADDED = {"shuffle": True}
 # Data settings that `extract` passes on to a training run on the features.
 INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
 CNN = "cnn"  # name of the backbone that is built from the settings of blocks, such as `filters` and `kernel`
@@ -107,6 +110,9 @@ class ExtractConfig(DataSettings):
         one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
     )
     label_smoothing: float = training_setting(FLOAT, 0.0, "Amount of label smoothing.")
+    shuffle: bool = training_setting(
+        BOOLEAN, True, "Shuffle the training images in every epoch; otherwise, all epochs have the same mini-batches."
+    )
     flip: float = training_setting(FLOAT, 0.0, "In every epoch, mirror each training image with this probability.", common=True)
     shift: int = training_setting(INTEGER, 0, "In every epoch, shift images randomly by up to N pixels in each direction.")
     erase: float = training_setting(
@@ -157,10 +163,9 @@ class ExtractConfig(DataSettings):
     def key(self) -> dict[str, Any]:
         """Return the settings that determine the features, without those for the device, the data folder and the output.
 
-        `skip_bad` is left out too, because the images determine the features, whether files were skipped or not.
+        `skip_bad` is left out too, because the images determine the features, whether files were skipped or not. So are the
+        values in `ADDED`.
         """
-        return {
-            name: value
-            for name, value in self.table().items()
-            if name not in ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
-        }
+        names = ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
+        table = {name: value for name, value in self.table().items() if name not in names}
+        return {name: value for name, value in table.items() if name not in ADDED or value != ADDED[name]}

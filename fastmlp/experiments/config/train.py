@@ -279,6 +279,9 @@ class TrainConfig(DataSettings):
     )
     val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
     max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
+    shuffle: bool = training_setting(
+        BOOLEAN, Settings.shuffle, "Shuffle the training rows in every epoch; otherwise, all epochs have the same mini-batches."
+    )
     flip: float = training_setting(FLOAT, Settings.flip, "In every epoch, mirror each training image with this probability.")
     shift: int = training_setting(
         INTEGER, Settings.shift, "In every epoch, shift images randomly by up to N pixels in each direction."
