@@ -98,15 +98,15 @@ def test_images_that_are_not_shuffled_have_the_same_mini_batches_in_every_epoch(
     assert sorted(first) == ordered != first != second
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_training_ends_with_the_same_weights(optimizer: str) -> None:
+@pytest.mark.parametrize(("optimizer", "regularize"), [("adam", "dropout"), ("sgd", "dropout"), ("adam", "dropout2d")])
+def test_a_resumed_training_ends_with_the_same_weights(optimizer: str, regularize: str) -> None:
     settings = Settings(optimizer=optimizer, lr=1e-3, epochs=4, batch_size=16, schedule="cosine")
     kept: list[bytes] = []
-    whole = trainer(settings, regularize="dropout", watch=Watch(checkpoint=kept.append))
+    whole = trainer(settings, regularize=regularize, watch=Watch(checkpoint=kept.append))
     wanted = whole.run()
     assert len(kept) == 4
     for done in (1, 3, 4):
-        later = trainer(settings, regularize="dropout")
+        later = trainer(settings, regularize=regularize)
         torch.rand(7)  # the state of the global generator must not matter
         later.resume(kept[done - 1], "epoch.pt")
         found = later.run()

@@ -235,6 +235,7 @@ def test_spellings_and_synonyms_of_names_are_stored_as_in_the_registry(name: str
     [
         ("pool", "Average,None", ("avg", "none")),
         ("regularize", "BatchNorm", ("batch",)),
+        ("regularize", "Dropout2d,SpatialDropout2D,dropout", ("dropout2d", "dropout2d", "dropout")),
         ("init", "Glorot", "xavier"),
         ("init", "PyTorch", "random"),
         ("optimizer", "SGD", "sgd"),

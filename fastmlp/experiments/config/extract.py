@@ -47,7 +47,7 @@ CNN = "cnn"  # name of the backbone that is built from the settings of blocks, s
 
 # Valid names in fastmlp.cnn, which is not imported here because it needs PyTorch. A test checks that they are the same.
 POOLINGS = ("none", "max", "avg", "global")
-REGULARIZERS = ("none", "batch", "dropout")
+REGULARIZERS = ("none", "batch", "dropout", "dropout2d")
 INITS = ("random", "xavier", "he", "orthogonal")
 SCHEDULES = ("constant", "step", "cosine")
 
@@ -81,9 +81,9 @@ class ExtractConfig(DataSettings):
     regularize: tuple[str, ...] = network_setting(
         list_of(one_of("regularize", REGULARIZERS), "names, such as batch or batch,none", "NAME,..."),
         ("none",),
-        "Last layer of each block: none, batch (batch normalization) or dropout.",
+        "Last layer of each block: none, batch (batch normalization), dropout, or dropout2d, which drops whole channels.",
     )
-    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks whose `regularize` is dropout.")
+    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks with dropout, see `regularize`.")
     dense: tuple[int, ...] = network_setting(
         INTEGERS, (128,), "Sizes of the hidden dense layers before the output layer, or none.", common=True
     )
