@@ -210,7 +210,7 @@ def state_of(path: Path) -> RunState:
     stored = read_newest(files)
     done, best = len(stored.checkpoint.history), stored.checkpoint.best_epoch
     text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"
-    text += f", and the weights of epoch {best}, the best one" if best else ""
+    text += f", and the weights of epoch {best}, the {'best' if config.restore_best else 'last'} one" if best else ""
     return RunState(config, data, stored.path, text)
 
 

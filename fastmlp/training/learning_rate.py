@@ -110,7 +110,7 @@ def find_learning_rate(  # noqa: PLR0913 - keyword-only, with defaults
     ----------
     network, train, settings, scaling, target_scaling, sample_weight, class_weight, classes, image_shape, changes : see
         `fastmlp.train`. Of the settings, the learning rate of the optimizer, `schedule`, `epochs`, `patience`, `monitor`,
-        `min_delta`, `val_steps` and `max_time` have no effect
+        `min_delta`, `restore_best`, `val_steps` and `max_time` have no effect
     start, end : smallest and largest learning rate; training should diverge before `end`, and not at `start`
     steps : number of mini-batches, at least 10; if the data have fewer, they are used in several passes, each in a new random
         order unless `shuffle` is false

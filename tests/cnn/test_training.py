@@ -146,6 +146,36 @@ def test_the_best_weights_are_restored_after_early_stopping(monitor: str) -> Non
     assert evaluate(run.network, split(60, 2))[:2] == (best["val_loss"], best["val_accuracy"])
 
 
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_without_restore_best_the_last_weights_are_kept(monitor: str) -> None:
+    """Early stopping still counts from the best epoch, also after the training was resumed."""
+    settings = Settings(epochs=60, lr=2e-2, batch_size=8, patience=3, monitor=monitor, restore_best=False)
+    kept: list[bytes] = []
+    run = trainer(settings, rows=40, watch=Watch(checkpoint=kept.append))
+    done = run.run()
+    figures = [row[f"val_{monitor}"] for row in done.history]
+    assert (done.stopped, done.best_epoch) == ("patience", len(figures))
+    assert 1 + figures.index(min(figures) if monitor == "loss" else max(figures)) == len(figures) - 3
+    last = done.history[-1]
+    assert evaluate(run.network, split(60, 2))[:2] == (last["val_loss"], last["val_accuracy"])
+    later = trainer(settings, rows=40)
+    later.resume(kept[-2], "epoch.pt")
+    found = later.run()
+    assert (found.best_epoch, found.stopped) == (done.best_epoch, "patience")
+    assert same_weights(later.network, run.network)
+
+
+def test_without_restore_best_a_stopped_epoch_is_discarded() -> None:
+    """The weights are then those of the last complete epoch."""
+    seen: list[int] = []
+    watch = Watch(batch=lambda epoch, done, *_: seen.append(done), stop=lambda: len(seen) >= 11)  # an epoch has 8 batches
+    stopped = trainer(Settings(epochs=3, batch_size=16, restore_best=False), watch=watch)
+    done, whole = stopped.run(), trainer(Settings(epochs=1, batch_size=16))
+    whole.run()
+    assert (done.stopped, done.best_epoch) == ("signal", 1)
+    assert same_weights(stopped.network, whole.network)
+
+
 def test_without_validation_the_last_epoch_is_the_best() -> None:
     run = Trainer(network(), split(40, 1), None, Settings(epochs=3))
     done = run.run()

@@ -130,6 +130,7 @@ def test_every_setting_of_the_training_is_passed_on() -> None:
         monitor="accuracy",
         min_delta=0.1,
         shuffle=False,
+        restore_best=False,
         max_time=5.0,
         seed=6,
         backend="numpy",

@@ -158,6 +158,22 @@ def test_rows_that_are_not_shuffled_continue_with_the_same_bits(flip: float, tra
     assert train.rows[0] == sum(train.rows[1:])
 
 
+def test_the_last_weights_are_kept_with_the_same_bits(train: Trainings, tmp_path: Path) -> None:
+    """Of a resumed run, too; the best epoch, from which the patience counts, is then not that of the checkpoint."""
+    settings = {"restore_best": False, "optimizer": fastmlp.SGD(0.3), "patience": 4, "epochs": 40, "val_steps": 3}
+    whole = train(**settings)
+    assert (whole.stopped, whole.best_epoch) == ("patience", len(whole.history))
+    assert len(whole.history) > 3
+    assert same_bits(whole.model.parameters, whole.state.parameters)
+    folder = tmp_path / "a"
+    first = train(5 * (len(whole.history) - 1) + 2, **settings, checkpoints=folder)  # the best epoch was two epochs before
+    newest = checkpoints.read(checkpoints.files_of(folder)[-1]).checkpoint
+    assert newest.best_epoch == len(newest.history) == len(first.history) - 1 == len(whole.history) - 1
+    check_same(train(**settings, checkpoints=folder, resume=True), whole)
+    with pytest.raises(ConfigError, match="restore_best was False and is now True"):
+        train(**settings | {"restore_best": True}, checkpoints=folder, resume=True)
+
+
 def test_a_checkpoint_without_a_setting_that_was_added_later_has_its_default(
     train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,7 +40,7 @@ DEFAULT_LEARNING_RATE = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
 # Settings that were added after feature files had been published, with the values that describe older files. `key` leaves these
 # values out, so that older files are still recognized.
-ADDED = {"shuffle": True}
+ADDED = {"shuffle": True, "restore_best": True}
 # Data settings that `extract` passes on to a training run on the features.
 INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
 CNN = "cnn"  # name of the backbone that is built from the settings of blocks, such as `filters` and `kernel`
@@ -108,6 +108,9 @@ class ExtractConfig(DataSettings):
     )
     monitor: str = training_setting(
         one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
+    )
+    restore_best: bool = training_setting(
+        BOOLEAN, True, "Keep the weights of the best epoch; otherwise, keep those of the last epoch."
     )
     label_smoothing: float = training_setting(FLOAT, 0.0, "Amount of label smoothing.")
     shuffle: bool = training_setting(

@@ -277,6 +277,9 @@ class TrainConfig(DataSettings):
     min_delta: float = training_setting(
         FLOAT, Settings.min_delta, "Smallest change of `monitor` that counts as an improvement."
     )
+    restore_best: bool = training_setting(
+        BOOLEAN, Settings.restore_best, "Keep the weights of the best epoch; otherwise, keep those of the last epoch."
+    )
     val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
     max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
     shuffle: bool = training_setting(
