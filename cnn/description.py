@@ -18,7 +18,7 @@ from typing import Any
 from .errors import DescriptionError
 
 POOLINGS = ("none", "max", "avg", "global")
-REGULARISATIONS = ("none", "batch", "dropout")
+REGULARISATIONS = ("none", "batch", "dropout", "dropout2d")
 INITIALISATIONS = ("random", "xavier", "he", "orthogonal")
 FLATTEN = "flatten"
 OUTPUT = "output"
@@ -38,8 +38,9 @@ class Block:
     kernel, stride, padding : parameters of the convolution
     pool : pooling, one of `POOLINGS`
     pool_kernel, pool_stride, pool_padding : parameters of max or average pooling; a stride of 0 means pool_kernel
-    regularize : regularization, one of `REGULARISATIONS`: none, batch normalization, or element-wise dropout
-    dropout : dropout rate; used only if regularize is "dropout"
+    regularize : regularization, one of `REGULARISATIONS`: none, batch normalization, element-wise dropout, or "dropout2d",
+        which drops whole channels (Tompson et al. 2015)
+    dropout : dropout rate; used only if regularize is "dropout" or "dropout2d"
 
     Raises
     ------

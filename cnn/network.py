@@ -65,8 +65,9 @@ def build_block(block: Block, channels: int) -> nn.Sequential:
         layers["pool"] = pooling(block.pool_kernel, block.pool_stride or None, block.pool_padding)
     if block.regularize == "batch":
         layers["regularize"] = nn.BatchNorm2d(block.filters)
-    elif block.regularize == "dropout":
-        layers["regularize"] = nn.Dropout(block.dropout)
+    elif block.regularize != "none":
+        dropout = nn.Dropout2d if block.regularize == "dropout2d" else nn.Dropout
+        layers["regularize"] = dropout(block.dropout)
     return nn.Sequential(layers)
 
 

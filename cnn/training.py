@@ -52,6 +52,8 @@ class Settings:
     epochs : maximum number of epochs
     monitor : validation metric for the selection of the best epoch and for early stopping, one of `MONITORS`
     patience : early-stopping patience in epochs; None disables early stopping
+    shuffle : whether the images are in a new random order in every epoch; with False, all epochs have the same mini-batches
+    restore_best : whether the weights of the best epoch are restored at the end; with False, those of the last epoch are kept
     label_smoothing : label smoothing, as in torch.nn.functional.cross_entropy
     augmentation : random transforms of the training images
     seed : seed of the order of the images, dropout and augmentation
@@ -74,6 +76,8 @@ class Settings:
     epochs: int = 10
     monitor: str = "loss"
     patience: int | None = None
+    shuffle: bool = True
+    restore_best: bool = True
     label_smoothing: float = 0.0
     augmentation: Augmentation = field(default_factory=Augmentation)
     seed: int = 0
@@ -113,7 +117,8 @@ class TrainResult(NamedTuple):
     """Result of `Trainer.run`.
 
     history : losses, accuracies, learning rate and times of each epoch
-    best_epoch : number, counted from 1, of the epoch whose weights were restored; 0 if they are the initial weights
+    best_epoch : number, counted from 1, of the epoch whose weights were restored; 0 if they are the initial weights. It is the
+        last epoch if `Settings.restore_best` is false
     stopped : why the training ended: "epochs" or "patience", or "signal" if `Watch.stop` returned True
     """
 
@@ -184,7 +189,8 @@ class Trainer:
         self.forward = torch.compile(network) if settings.compiled else network
         self.augment = settings.augmentation.transform(*train.images.image_shape[:2])
         self.history: list[EpochLog] = []
-        self.best_epoch, self.best_score, self.best_network = 0, -math.inf, copy.deepcopy(network.state_dict())
+        self.best_epoch, self.best_score = 0, -math.inf
+        self.kept_network = copy.deepcopy(network.state_dict())  # of the best epoch, or without `restore_best`, of the last one
 
     def resume(self, data: bytes, name: str) -> None:
         """Restore the state of the training from a checkpoint; `run` then continues after its last epoch.
@@ -203,7 +209,7 @@ class Trainer:
         groups = self.optimizer.state_dict()["param_groups"]
         self.optimizer.load_state_dict({"state": state["optimizer"], "param_groups": groups})
         self.history, self.best_epoch, self.best_score = state["history"], state["best_epoch"], state["best_score"]
-        self.best_network = state["best_network"]
+        self.kept_network = state["best_network"]
 
     def checkpoint(self) -> bytes:
         """Serialize the state of the training for `resume`."""
@@ -214,16 +220,16 @@ class Trainer:
             "history": self.history,
             "best_epoch": self.best_epoch,
             "best_score": self.best_score,
-            "best_network": self.best_network,
+            "best_network": self.kept_network,
         }
         return write_versioned(CHECKPOINT_VERSION, state)
 
     def run(self) -> TrainResult:
-        """Train the network, and restore the weights of the best epoch at the end.
+        """Train the network, and restore the weights of the best epoch at the end, or of the last one, see `Settings`.
 
         Raises
         ------
-        DivergedError : the loss became NaN or infinite; the best weights so far were restored before the exception
+        DivergedError : the loss became NaN or infinite; the weights of that epoch were restored before the exception
         """
         stopped = self._stop_reason()
         while stopped == "" and not self.watch.stop():
@@ -233,13 +239,19 @@ class Trainer:
             self.history.append(log)
             if (score := self._monitored_score(log)) > self.best_score:
                 self.best_epoch, self.best_score = log["epoch"], score
-                self.best_network = copy.deepcopy(self.network.state_dict())
+            if self.kept_epoch == log["epoch"]:
+                self.kept_network = copy.deepcopy(self.network.state_dict())
             if self.watch.checkpoint:
                 self.watch.checkpoint(self.checkpoint())
             self.watch.epoch(log)
             stopped = self._stop_reason()
-        self.network.load_state_dict(self.best_network)
-        return TrainResult(self.history, self.best_epoch, stopped or "signal")
+        self.network.load_state_dict(self.kept_network)
+        return TrainResult(self.history, self.kept_epoch, stopped or "signal")
+
+    @property
+    def kept_epoch(self) -> int:
+        """Number of the epoch whose weights are kept; 0 if no epoch was completed."""
+        return self.best_epoch if self.settings.restore_best else len(self.history)
 
     def _monitored_score(self, log: EpochLog) -> float:
         """Return the score that selects the best epoch (higher is better), or the epoch number without a validation split."""
@@ -261,7 +273,7 @@ class Trainer:
         """
         settings, rows = self.settings, len(self.train.labels)
         torch.manual_seed(settings.seed * 1_000_003 + epoch)
-        order = torch.randperm(rows).numpy()
+        order = torch.randperm(rows).numpy() if settings.shuffle else np.arange(rows)
         self.network.train()
         started, done, loss_sum, correct = time.perf_counter(), 0, 0.0, 0
         for start in range(0, rows, settings.batch_size):
@@ -269,7 +281,7 @@ class Trainer:
             count = min(settings.batch_size, rows - start)
             done, loss_sum, correct = done + count, loss_sum + loss * count, correct + batch_correct
             if not math.isfinite(loss):
-                self.network.load_state_dict(self.best_network)
+                self.network.load_state_dict(self.kept_network)
                 message = f"the loss became {loss} in epoch {epoch}: lower the learning rate (now {settings.lr:g})"
                 raise DivergedError(message, settings=("lr",))
             self.watch.batch(epoch, done, rows, loss_sum / done, correct / done, done / (time.perf_counter() - started))

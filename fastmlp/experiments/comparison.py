@@ -255,7 +255,8 @@ def panels_of(entries: Sequence[Entry], names: Sequence[str]) -> list[Panel]:
         curves = []
         for place, (entry, history, split) in enumerate(zip(entries, histories, splits, strict=True)):
             key = f"val_{metric}" if split == "validation" else metric
-            best = entry.runs[0].row["best_epoch"] if entry.seeds is None else None
+            first = entry.runs[0]
+            best = first.row["best_epoch"] if entry.seeds is None and first.config.restore_best else None
             if any(key in row for row in history):
                 curves.append(Curve(labels[place], place, history, best, None, split))
         panels += [Panel("", metric, curves)] if curves else []

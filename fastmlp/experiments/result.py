@@ -102,7 +102,7 @@ def weights_place(training: TrainResult, folder: Path, saved: bool) -> str:
             found = files_of(folder)
             hint = f"; the newest checkpoint is {found[-1]}" if found else ""
             return f"the weights cannot be saved in another folder either ({error}){hint}"
-    return f"the weights of the best epoch, {training.best_epoch}, are in {place}"
+    return f"the weights of the {'best' if training.restore_best else 'last'} epoch, {training.best_epoch}, are in {place}"
 
 
 def save_elsewhere(model: Model, folder: Path) -> Path:
@@ -159,7 +159,7 @@ def draw(plan: RunPlan, training: TrainResult, evaluated: Evaluated, folder: Pat
     data, classes = plan.data, training.model.classes
     label, optimizer = short_name(plan.network.label, LONGEST_LABEL), plan.task.settings.optimizer.name
     title = f"{short_name(data.name)}, {label}, {optimizer}, seed {plan.task.settings.seed}"
-    plot_curves(training.history, training.best_epoch, folder / CURVES_NAME, title)
+    plot_curves(training.history, training.marked_epoch, folder / CURVES_NAME, title)
     splits = [name for name in SPLIT_NAMES if name in evaluated]
     for name in splits if classes else ():
         file = CONFUSION_NAME if name == splits[0] else OTHER_CONFUSIONS.format(name)

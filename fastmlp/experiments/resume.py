@@ -22,7 +22,6 @@ from fastmlp.experiments.folder import (
     read_run_result,
 )
 from fastmlp.experiments.plan import RunPlan, in_memory, portable
-from fastmlp.files import read_toml
 from fastmlp.files.reading import exists, files_matching, is_file, is_folder, read_bytes
 from fastmlp.models.file import CHECKPOINTS_NAME
 from fastmlp.training.checkpoints.compare import CHANGEABLE
@@ -165,7 +164,7 @@ def has_run(plan: RunPlan, folder: Path) -> bool:
     """Return whether a folder has a run with the settings and the data of a plan that can be resumed."""
     if not exists(folder / CONFIG_NAME) or not exists(folder / DATA_NAME):
         return False
-    same = read_toml(folder / CONFIG_NAME) == portable(plan.config)
+    same = portable(read_config(folder / CONFIG_NAME)) == portable(plan.config)
     same = same and read_data(folder).get("sha256") == plan.data.sha256
     return same and (bool(files_of(folder)) or not has_ended(folder))
 
@@ -211,7 +210,7 @@ def state_of(path: Path) -> RunState:
     stored = read_newest(files)
     done, best = len(stored.checkpoint.history), stored.checkpoint.best_epoch
     text += f"; the newest checkpoint, {stored.path.name}, has {done} of {config.epochs} epochs"
-    text += f", and the weights of epoch {best}, the best one" if best else ""
+    text += f", and the weights of epoch {best}, the {'best' if config.restore_best else 'last'} one" if best else ""
     return RunState(config, data, stored.path, text)
 
 

@@ -59,6 +59,12 @@ def check_whole(name: str, given: Any, least: int, most: int = MOST, *, settings
     raise ConfigError(f"{name} must be {needed}, not {shown(given)}", settings=(name,) if settings is None else settings)
 
 
+def check_switch(name: str, given: Any) -> None:
+    """Check that a setting is True or False; raise ConfigError otherwise."""
+    if not isinstance(given, bool):
+        raise ConfigError(f"{name} must be True or False, not {shown(given)}", settings=(name,))
+
+
 def shown(given: Any) -> str:
     """Return a short text that represents an invalid value."""
     try:

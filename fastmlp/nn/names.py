@@ -31,7 +31,8 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     },
     "output": {"sigmoid": ("logistic",), "linear": ("identity", "none")},
     "init": {
-        "random": ("default",),
+        "random": ("default", "pytorch", "torch"),  # of `extract`, whose default is that of PyTorch
+        "pytorch": ("torch",),
         "xavier": ("glorot",),
         "he": ("kaiming",),
         "he-normal": ("kaiming-normal",),
@@ -50,7 +51,10 @@ SYNONYMS: dict[str, dict[str, tuple[str, ...]]] = {
     "dtype": {"float32": ("f32", "fp32", "single"), "float64": ("f64", "fp64", "double")},
     "precision": {"float32": ("f32", "fp32"), "bf16": ("bfloat16",), "tf32": ("tensorfloat32",)},
     "pool": {"avg": ("average", "mean"), "max": ("maximum",), "global": ("global-average", "gap")},
-    "regularize": {"batch": ("batch-norm", "batch-normalization", "bn")},
+    "regularize": {
+        "batch": ("batch-norm", "batch-normalization", "bn"),
+        "dropout2d": ("spatial-dropout", "spatial-dropout-2d", "channel-dropout"),
+    },
 }
 
 

@@ -47,12 +47,13 @@ else:  # msgspec, which reads the networks in model files, does not support a un
 
 # Maps each name to a distribution and a function that computes its scale from fan_in and fan_out. The scale of "normal" is its
 # standard deviation. With "uniform", values are between -scale and scale.
-# Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10.
+# Sources: Glorot & Bengio 2010 equation 16; He et al. 2015 equation 10; for "pytorch", torch.nn.Linear.reset_parameters.
 INITIALIZERS: dict[str, tuple[str, Callable[[int, int], float]]] = {
     "xavier-uniform": ("uniform", lambda i, o: math.sqrt(6 / (i + o))),
     "xavier-normal": ("normal", lambda i, o: math.sqrt(2 / (i + o))),
     "he-uniform": ("uniform", lambda i, o: math.sqrt(6 / i)),
     "he-normal": ("normal", lambda i, o: math.sqrt(2 / i)),
+    "pytorch": ("uniform", lambda i, o: math.sqrt(1 / i)),
     "uniform": ("uniform", lambda i, o: 0.05),
     "normal": ("normal", lambda i, o: 0.05),
 }
@@ -110,8 +111,9 @@ class Network(Summarized):
     label_smoothing : fraction of the target that is distributed evenly over all classes, in [0, 1); only applied to class
         labels
     init : initialization of the weights: he (same as he-normal), he-uniform, xavier or glorot (same as xavier-uniform),
-        xavier-normal, uniform (between -0.05 and 0.05) or normal (standard deviation 0.05). A number after a colon sets the
-        scale, as in "normal:0.1". Biases are initialized to zero.
+        xavier-normal, pytorch (the default of torch.nn.Linear: weights and biases are uniform between -1/sqrt(fan_in) and
+        1/sqrt(fan_in)), uniform (between -0.05 and 0.05) or normal (standard deviation 0.05). A number after a colon sets the
+        scale, as in "normal:0.1". Except for pytorch, biases are initialized to zero.
     hidden : sizes of the hidden layers: one number, or a sequence, which can be empty; None for one layer with 128 units
 
     Raises
@@ -296,15 +298,17 @@ class Network(Summarized):
         """Return the initial parameters as a vector, (parameters,) of `dtype`.
 
         The weights are drawn in float64 from the stream "weights" of `philox.generator`, with the layer index as the counter.
-        Biases are 0.
+        If `init` is pytorch, the biases of a layer are drawn after its weights; otherwise, they are 0.
         """
         vector = np.zeros(self.parameters, np.float64)
         name, _, text = self.init.partition(":")
         distribution, scale_of = INITIALIZERS[name]
-        for index, (w, _b) in enumerate(self.views(vector)):
+        for index, (w, b) in enumerate(self.views(vector)):
             scale = float(text) if text else scale_of(*w.shape)
             draw = generator(seed, "weights", index)
-            w[:] = draw.uniform(-scale, scale, w.shape) if distribution == "uniform" else draw.normal(0, scale, w.shape)
+            for values in (w, b) if name == "pytorch" else (w,):
+                uniform = distribution == "uniform"
+                values[:] = draw.uniform(-scale, scale, values.shape) if uniform else draw.normal(0, scale, values.shape)
         return vector.astype(dtype)
 
 

@@ -72,8 +72,8 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
     ----------
     result : content of `result.json`: any of `data`, `network`, `test` and `validation` (metrics or None),
         `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `out`, and `cnn`, the metrics of the CNN that extracted the features. Absent keys are omitted from the table; None is
-        shown as "-".
+        `settings`, `out`, and `cnn`, the metrics of the CNN that extracted the features. Absent keys are omitted from the
+        table; None is shown as "-".
     color : whether to print headings in bold by means of terminal escape codes
 
     Returns
@@ -126,7 +126,8 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
     if alone := (result.get("cnn") or {}).get("test"):
         yield "CNN alone, test", _number(alone["accuracy"], ".4f")
     if "best_epoch" in result:
-        yield "best epoch", f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
+        kept = "best epoch" if (result.get("settings") or {}).get("restore_best", True) else "weights of epoch"
+        yield kept, f"{_number(result['best_epoch'], 'd')} of {_number(result.get('epochs'), 'd')}"
     for key, (name, form) in others.items():
         if key in result:
             yield name, printable(_number(result[key], form))

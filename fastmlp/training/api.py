@@ -74,7 +74,7 @@ def train(  # noqa: PLR0913 - keyword-only, with defaults
     strict: bool = False,
     **changes: Any,
 ) -> TrainResult | SeedResults:
-    """Train a network, and return the model with the weights of the best epoch.
+    """Train a network, and return the model with the weights of the best epoch, or with `restore_best=False` of the last one.
 
     Parameters
     ----------
@@ -331,7 +331,7 @@ def train_seeds(task: Task, seeds: tuple[int, ...], callbacks: Sequence[Callback
     def finished(index: int, result: Result) -> None:
         if progress and isinstance(result, TrainResult):
             metrics = "  ".join(f"{name.replace('_', ' ')} {value:.4g}" for name, value in result.metrics.items())
-            print(f"seed {seeds[index]}: best epoch {result.best_epoch}  {metrics}", file=sys.stderr)
+            print(f"seed {seeds[index]}: {result.kept}  {metrics}", file=sys.stderr)
 
     with observer(lambda: print(COMPILING, file=sys.stderr)) if progress else nullcontext():
         results = train_tasks(tasks, threads=task.settings.threads, callbacks=[callbacks] * len(tasks), finished=finished)

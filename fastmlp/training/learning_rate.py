@@ -110,10 +110,10 @@ def find_learning_rate(  # noqa: PLR0913 - keyword-only, with defaults
     ----------
     network, train, settings, scaling, target_scaling, sample_weight, class_weight, classes, image_shape, changes : see
         `fastmlp.train`. Of the settings, the learning rate of the optimizer, `schedule`, `epochs`, `patience`, `monitor`,
-        `min_delta`, `val_steps` and `max_time` have no effect
+        `min_delta`, `restore_best`, `val_steps` and `max_time` have no effect
     start, end : smallest and largest learning rate; training should diverge before `end`, and not at `start`
     steps : number of mini-batches, at least 10; if the data have fewer, they are used in several passes, each in a new random
-        order
+        order unless `shuffle` is false
 
     Returns
     -------
@@ -186,7 +186,7 @@ def mini_batch_losses(loop: Loop, learning_rates: Float64) -> Iterator[float]:
     """
     batch_size, step = loop.settings.batch_size, 0
     for epoch in itertools.count(1):
-        order, augmentation = loop.shuffle(epoch)
+        order, augmentation = loop.order(epoch)
         done = 0
         while done < len(order) and step < len(learning_rates):
             rows = order[done : done + min(loop.chunk.rows, (len(learning_rates) - step) * batch_size)]

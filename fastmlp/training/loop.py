@@ -187,7 +187,7 @@ class Loop:
         for row in self.history:
             self._update_schedule(row)
         if self.history:
-            self.stopping.restore(self.history[checkpoint.best_epoch - 1], checkpoint.model.parameters)
+            self.stopping.restore(self.history, checkpoint.model.parameters)
 
     def _model(self, parameters: FloatArray) -> Model:
         """Return the model with these weights."""
@@ -208,9 +208,9 @@ class Loop:
 
     def _result(self, stopped: str) -> TrainResult:
         assert self.stopping.parameters is not None
-        model = self._model(self.stopping.parameters)
-        state = self.engine.state()
-        return TrainResult(model, self.history, self.stopping.epoch, stopped, state, self.engine.name, self.engine.threads)
+        model, epoch, restored = self._model(self.stopping.parameters), self.stopping.epoch, self.settings.restore_best
+        engine = self.engine
+        return TrainResult(model, self.history, epoch, stopped, engine.state(), engine.name, engine.threads, restored)
 
     def _reason(self, epoch: int, called_off: bool) -> str:
         """Return the reason to stop training after this epoch, or "epochs" if there is none."""
@@ -222,7 +222,7 @@ class Loop:
 
     def _epoch(self, epoch: int, signals: Signals) -> EpochLog:
         settings = self.settings
-        order, augmentation = self.shuffle(epoch)
+        order, augmentation = self.order(epoch)
         steps = step_count(len(order), settings.batch_size)
         learning_rates = self.learning_rates((epoch - 1) * steps, steps)
         results: list[RowMetrics] = []
@@ -254,10 +254,13 @@ class Loop:
         weights = None if weights is None else weights[:done]
         return step_validation.merge(self._row(epoch, metrics, weights, seconds, float(learning_rates[0])))
 
-    def shuffle(self, epoch: int) -> tuple[Indices, Augmentation | None]:
-        """Return the rows in the random order of an epoch, and their augmentation; None if rows are not augmented."""
+    def order(self, epoch: int) -> tuple[Indices, Augmentation | None]:
+        """Return the rows in the order of an epoch, and their augmentation; None if rows are not augmented."""
         settings = self.settings
-        order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        if settings.shuffle:
+            order = generator(settings.seed, "order", epoch).permutation(self.rows)
+        else:
+            order = np.arange(self.rows) if isinstance(self.rows, int) else self.rows
         if not (settings.flip or settings.shift):
             return order, None
         return order, sample_augmentation(settings.seed, epoch, len(order), settings.flip, settings.shift)
@@ -306,7 +309,7 @@ def train_task(
     progress: Progress | None = None,
     checkpoints: Checkpoints | None = None,
 ) -> TrainResult:
-    """Train a task, and return the model with the weights of the best epoch.
+    """Train a task, and return the model with the weights of the best epoch, or of the last one, see `Settings.restore_best`.
 
     Parameters
     ----------

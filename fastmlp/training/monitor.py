@@ -20,9 +20,12 @@ from fastmlp.training.settings import Settings
 
 
 class EarlyStopping:
-    """Keep the parameters of the epoch with the best monitored metric, and decide when training should stop.
+    """Keep the parameters of the best epoch, or with `restore_best` false those of the last one, and decide when to stop.
 
-    settings : training settings, of which `monitor`, `min_delta` and `patience` are used
+    `best` is the number of the epoch with the best monitored metric, from which the patience counts. `epoch` is the number of
+    the epoch whose `parameters` are kept.
+
+    settings : training settings, of which `monitor`, `min_delta`, `patience` and `restore_best` are used
     validates : whether there is a validation split; without one, the last epoch is the best epoch
     """
 
@@ -31,45 +34,54 @@ class EarlyStopping:
         self.settings = settings
         self.sign = -1.0 if settings.monitor == "accuracy" else 1.0
         self.score = math.inf
-        self.epoch = 0
+        self.best = self.epoch = 0
         self.parameters: FloatArray | None = None
 
     def update(self, row: EpochLog, engine: Engine) -> None:
-        """Store the parameters of the engine if this epoch is the best so far; raise DivergedError if they are not finite."""
-        if self.is_best(row):
+        """Store the parameters of the engine if they are to be kept; raise DivergedError if they are not finite."""
+        if self.is_best(row) or not self.settings.restore_best:
             parameters = engine.state(slots=False).parameters
             if not np.isfinite(parameters).all():
                 raise diverged_error(f"the weights became infinite or NaN in epoch {row['epoch']}", self.settings)
-            self.restore(row, parameters)
+            self.parameters = parameters
+        self.record(row)
 
     def is_best(self, row: EpochLog) -> bool:
         """Return whether an epoch with this row of the history is the best so far."""
-        if self.key is None or self.parameters is None:
+        if self.key is None or self.best == 0:
             return True
         return bool(self.sign * row[self.key] < self.score - self.settings.min_delta)
 
-    def restore(self, row: EpochLog, parameters: FloatArray) -> None:
-        """Set the best epoch to the one that has this row of the history, and its parameters."""
-        self.score = self.sign * row[self.key] if self.key else -math.inf
-        self.epoch, self.parameters = row["epoch"], parameters
+    def record(self, row: EpochLog) -> None:
+        """Update the numbers of the epochs, but not the parameters, after an epoch with this row of the history."""
+        if self.is_best(row):
+            self.score = self.sign * row[self.key] if self.key else -math.inf
+            self.best = row["epoch"]
+        if self.best == row["epoch"] or not self.settings.restore_best:
+            self.epoch = row["epoch"]
+
+    def restore(self, history: Sequence[EpochLog], parameters: FloatArray) -> None:
+        """Continue after the epochs of a history, with the parameters that were kept."""
+        for row in history:
+            self.record(row)
+        self.parameters = parameters
 
     def should_stop(self, epoch: int) -> bool:
         """Return whether the metric has not improved in the last `patience` epochs."""
         patience = self.settings.patience
-        return patience is not None and 0 < patience <= epoch - self.epoch
+        return patience is not None and 0 < patience <= epoch - self.best
 
     def patience(self, epoch: int) -> dict[str, tuple[int, int]]:
         """Return what a progress display shows: the number of epochs without improvement, and the patience if it is set."""
         patience = self.settings.patience
-        return {PATIENCE_KEY: (epoch - self.epoch, patience)} if patience else {}
+        return {PATIENCE_KEY: (epoch - self.best, patience)} if patience else {}
 
 
-def best_epoch(history: Sequence[EpochLog], settings: Settings, validates: bool) -> int:
-    """Return the best epoch of a history, as `EarlyStopping` chooses it; 0 for an empty history."""
+def kept_epoch(history: Sequence[EpochLog], settings: Settings, validates: bool) -> int:
+    """Return the epoch of a history whose weights `EarlyStopping` keeps; 0 for an empty history."""
     stopping = EarlyStopping(settings, validates)
     for row in history:
-        if stopping.is_best(row):
-            stopping.restore(row, np.empty(0))
+        stopping.record(row)
     return stopping.epoch
 
 

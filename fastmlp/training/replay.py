@@ -42,7 +42,7 @@ def replay(task: Task, before: StoredCheckpoint | None, last: StoredCheckpoint) 
 def train_until(loop: Loop, rows: int) -> None:
     """Train on the first `rows` rows of the next epoch, or on the rest of them if this epoch has been started."""
     epoch, first = len(loop.history) + 1, 0 if loop.partial is None else len(loop.partial.metrics.loss)
-    order, augmentation = loop.shuffle(epoch)
+    order, augmentation = loop.order(epoch)
     batch = loop.settings.batch_size
     steps = slice(first // batch, step_count(rows, batch))
     learning_rates = loop.learning_rates((epoch - 1) * step_count(len(order), batch), step_count(len(order), batch))

@@ -95,7 +95,7 @@ class History(list[EpochLog]):
 class TrainResult(NamedTuple):
     """Result of `train`.
 
-    model : the model, with the weights of the best epoch
+    model : the model, with the weights of epoch `best_epoch`
     history : one dict per epoch with the keys epoch (from 1), rows (number of rows trained on), loss, accuracy, val_loss,
         val_accuracy, lr (learning rate of the first update), seconds (training time, without evaluation), eval_seconds and
         rows_per_second. loss and accuracy are means over the rows of the epoch, weighted by the sample weights; each
@@ -104,11 +104,13 @@ class TrainResult(NamedTuple):
         validation split. If `Settings.val_steps` is set, there is also the key steps: a list with one dict per validation
         within the epoch, with the keys step (number of updates since the start of training), epoch (with fraction), loss (mean
         over the rows since the previous validation in this epoch), val_loss and val_accuracy
-    best_epoch : number of the epoch from which the weights of the model were taken
+    best_epoch : number of the epoch from which the weights of the model were taken: the best epoch on the validation split. It
+        is the last epoch if there is no validation split, or if `Settings.restore_best` is false
     stopped : why training ended: "epochs", "patience", "time", "callback", "interrupted", "diverged" or
         "failed" (a file could not be written)
     state : parameters, optimizer slots and number of updates at the end of training
     backend, threads : name of the engine, and number of threads that it used
+    restore_best : the setting `restore_best`
     """
 
     model: Model
@@ -118,17 +120,28 @@ class TrainResult(NamedTuple):
     state: State
     backend: str
     threads: int
+    restore_best: bool = True
 
     @property
     def metrics(self) -> dict[str, float]:
-        """Metrics of the best epoch: loss and, if they were measured, accuracy, val_loss and val_accuracy."""
+        """Metrics of epoch `best_epoch`: loss and, if they were measured, accuracy, val_loss and val_accuracy."""
         row = self.history[self.best_epoch - 1]
         return {key: row[key] for key in METRICS if row.get(key) is not None}
 
     @property
     def end(self) -> str:
-        """The reason why training ended, the last epoch and the best epoch, as text."""
-        return f"{STOPPED[self.stopped].format(len(self.history))} (best epoch {self.best_epoch})"
+        """The reason why training ended, the last epoch and the epoch of the weights, as text."""
+        return f"{STOPPED[self.stopped].format(len(self.history))} ({self.kept})"
+
+    @property
+    def kept(self) -> str:
+        """The epoch of the weights of the model, as text."""
+        return f"{'best epoch' if self.restore_best else 'weights of epoch'} {self.best_epoch}"
+
+    @property
+    def marked_epoch(self) -> int | None:
+        """Best epoch, which figures mark; None if the weights are not those of the best epoch."""
+        return self.best_epoch if self.restore_best else None
 
     def plot(self) -> Figure:
         """Return a figure of the loss and the accuracy per epoch; a notebook displays it, and `savefig` writes a file."""
@@ -136,7 +149,7 @@ class TrainResult(NamedTuple):
         from fastmlp.reports.style import own_style
 
         with own_style():
-            return curves_figure(self.history, self.best_epoch, f"Training of {self.model.network.label}")
+            return curves_figure(self.history, self.marked_epoch, f"Training of {self.model.network.label}")
 
     def _summary(self) -> dict[str, Any]:
         """Return what a repr shows: the metrics are those of the best epoch."""

@@ -18,7 +18,7 @@ from fastmlp.data.rows import Features
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.tables.encoding import TableEncoding
 from fastmlp.errors import ConfigError, DataError
-from fastmlp.nn.checks import check_arguments, check_number, check_whole, shown
+from fastmlp.nn.checks import check_arguments, check_number, check_switch, check_whole, shown
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import Optimizer, make_optimizer
@@ -35,6 +35,7 @@ NUMBERS: dict[str, tuple[Callable[[float], bool], str]] = {
     "min_delta": (lambda value: 0 <= value < math.inf, "zero or a positive number"),
     "max_time": (lambda value: value > 0, "a positive number of seconds"),
 }
+SWITCHES = ("shuffle", "restore_best")  # settings that are True or False
 DTYPES = ("float32", "float64", np.float32, np.float64, np.dtype(np.float32), np.dtype(np.float64))
 DEFAULT_PATIENCE = 10  # epochs, with a validation split
 DEFAULT_SCALING = "zscore"  # of the inputs, and of targets that are numbers
@@ -63,6 +64,7 @@ INSTEAD = {
     "max_iter": "epochs",
     "early_stopping": "patience=10",
     "n_iter_no_change": "patience",
+    "restore_best_weights": "restore_best",
     "random_state": "seed",
     "device": "backend",
     "verbose": "progress=True",
@@ -85,6 +87,9 @@ class Settings(Summarized):
         without one
     monitor : metric on the validation split that determines the best epoch: "loss" or "accuracy"
     min_delta : minimum change of the monitored metric that counts as an improvement
+    shuffle : whether the rows are in a new random order in every epoch; with False, they stay in the order in which they are
+        given, so all epochs have the same mini-batches
+    restore_best : whether the model gets the weights of the best epoch; with False, it gets those of the last epoch
     flip, shift : augmentation of training images, drawn again in every epoch: probability of a horizontal flip, and maximum
         shift in pixels; see augment.py
     val_steps : number of updates between evaluations of the validation split within an epoch; None to evaluate it only at the
@@ -108,6 +113,8 @@ class Settings(Summarized):
     patience: int | None = None
     monitor: str = "loss"
     min_delta: float = 0.0
+    shuffle: bool = True
+    restore_best: bool = True
     flip: float = 0.0
     shift: int = 0
     val_steps: int | None = None
@@ -132,6 +139,8 @@ class Settings(Summarized):
         for name, least in WHOLE_NUMBERS.items():
             if getattr(self, name) is not None or name not in OPTIONAL:
                 check_whole(name, getattr(self, name), least)
+        for name in SWITCHES:
+            check_switch(name, getattr(self, name))
         check_whole("seed", self.seed, 0, 2**64 - 1)
         if self.dtype not in DTYPES:
             raise ConfigError(f"dtype must be 'float32' or 'float64', not {shown(self.dtype)}", settings=("dtype",))

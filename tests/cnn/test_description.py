@@ -50,7 +50,7 @@ INVALID_BLOCKS: list[tuple[dict[str, Any], str]] = [
     ({"pool": "median"}, "pool must be one of none, max, avg, global, not 'median'"),
     ({"pool_kernel": 0}, "pool_kernel must be 1 or more"),
     ({"pool": "max", "pool_kernel": 3, "pool_padding": 2}, "pool_padding may be at most half of pool_kernel 3, not 2"),
-    ({"regularize": "layer"}, "regularize must be one of none, batch, dropout"),
+    ({"regularize": "layer"}, "regularize must be one of none, batch, dropout, dropout2d"),
     ({"dropout": 1.0}, "dropout must be at least 0 and below 1"),
 ]
 

@@ -83,13 +83,22 @@ def test_orthogonal_weights_are_orthogonal() -> None:
 
 
 def test_regularization_follows_pooling() -> None:
-    for regularize, kind in (("batch", nn.BatchNorm2d), ("dropout", nn.Dropout)):
+    for regularize, kind in (("batch", nn.BatchNorm2d), ("dropout", nn.Dropout), ("dropout2d", nn.Dropout2d)):
         block = build(small(blocks=make_blocks((4, 6), pool="avg", regularize=regularize, dropout=0.3)), 0).get_submodule(
             "block1"
         )
         assert [name for name, _ in block.named_children()] == ["conv", "relu", "pool", "regularize"]
         assert isinstance(block.get_submodule("regularize"), kind)
-    assert block.get_submodule("regularize").p == 0.3
+        if regularize != "batch":
+            assert block.get_submodule("regularize").p == 0.3
+
+
+def test_dropout2d_drops_whole_channels() -> None:
+    for regularize, whole in (("dropout", False), ("dropout2d", True)):
+        network = build(small(blocks=make_blocks((200,), pool="none", regularize=regularize, dropout=0.5)), 0).train()
+        dropped = network.get_submodule("block1").get_submodule("regularize")(torch.ones(4, 200, 5, 5)).flatten(2) == 0
+        assert 0.4 < dropped.float().mean() < 0.6
+        assert bool((dropped.all(2) | ~dropped.any(2)).all()) == whole
 
 
 def test_layers_by_name() -> None:

@@ -83,15 +83,30 @@ def test_a_step_equals_the_formula_of_the_optimizer() -> None:
             torch.testing.assert_close(theirs.detach(), mine.detach() - 0.1 * step, rtol=1e-3, atol=2e-4)
 
 
-@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
-def test_a_resumed_training_ends_with_the_same_weights(optimizer: str) -> None:
+def test_images_that_are_not_shuffled_have_the_same_mini_batches_in_every_epoch(monkeypatch: pytest.MonkeyPatch) -> None:
+    rows: dict[bool, list[list[int]]] = {True: [], False: []}
+    for shuffle, seen in rows.items():
+        run = trainer(Settings(epochs=2, batch_size=50, shuffle=shuffle))
+        batch = run.train.images.batch
+        monkeypatch.setattr(
+            run.train.images, "batch", lambda rows, *given, s=seen, b=batch: s.append([*rows]) or b(rows, *given)
+        )
+        run.run()
+    ordered = list(range(120))
+    assert rows[False] == [ordered[:50], ordered[50:100], ordered[100:]] * 2
+    first, second = ([row for batch in epoch for row in batch] for epoch in (rows[True][:3], rows[True][3:]))
+    assert sorted(first) == ordered != first != second
+
+
+@pytest.mark.parametrize(("optimizer", "regularize"), [("adam", "dropout"), ("sgd", "dropout"), ("adam", "dropout2d")])
+def test_a_resumed_training_ends_with_the_same_weights(optimizer: str, regularize: str) -> None:
     settings = Settings(optimizer=optimizer, lr=1e-3, epochs=4, batch_size=16, schedule="cosine")
     kept: list[bytes] = []
-    whole = trainer(settings, regularize="dropout", watch=Watch(checkpoint=kept.append))
+    whole = trainer(settings, regularize=regularize, watch=Watch(checkpoint=kept.append))
     wanted = whole.run()
     assert len(kept) == 4
     for done in (1, 3, 4):
-        later = trainer(settings, regularize="dropout")
+        later = trainer(settings, regularize=regularize)
         torch.rand(7)  # the state of the global generator must not matter
         later.resume(kept[done - 1], "epoch.pt")
         found = later.run()
@@ -129,6 +144,36 @@ def test_the_best_weights_are_restored_after_early_stopping(monitor: str) -> Non
     assert done.best_epoch == 1 + figures.index(min(figures) if monitor == "loss" else max(figures)) == len(figures) - 3
     best = done.history[done.best_epoch - 1]
     assert evaluate(run.network, split(60, 2))[:2] == (best["val_loss"], best["val_accuracy"])
+
+
+@pytest.mark.parametrize("monitor", MONITORS)
+def test_without_restore_best_the_last_weights_are_kept(monitor: str) -> None:
+    """Early stopping still counts from the best epoch, also after the training was resumed."""
+    settings = Settings(epochs=60, lr=2e-2, batch_size=8, patience=3, monitor=monitor, restore_best=False)
+    kept: list[bytes] = []
+    run = trainer(settings, rows=40, watch=Watch(checkpoint=kept.append))
+    done = run.run()
+    figures = [row[f"val_{monitor}"] for row in done.history]
+    assert (done.stopped, done.best_epoch) == ("patience", len(figures))
+    assert 1 + figures.index(min(figures) if monitor == "loss" else max(figures)) == len(figures) - 3
+    last = done.history[-1]
+    assert evaluate(run.network, split(60, 2))[:2] == (last["val_loss"], last["val_accuracy"])
+    later = trainer(settings, rows=40)
+    later.resume(kept[-2], "epoch.pt")
+    found = later.run()
+    assert (found.best_epoch, found.stopped) == (done.best_epoch, "patience")
+    assert same_weights(later.network, run.network)
+
+
+def test_without_restore_best_a_stopped_epoch_is_discarded() -> None:
+    """The weights are then those of the last complete epoch."""
+    seen: list[int] = []
+    watch = Watch(batch=lambda epoch, done, *_: seen.append(done), stop=lambda: len(seen) >= 11)  # an epoch has 8 batches
+    stopped = trainer(Settings(epochs=3, batch_size=16, restore_best=False), watch=watch)
+    done, whole = stopped.run(), trainer(Settings(epochs=1, batch_size=16))
+    whole.run()
+    assert (done.stopped, done.best_epoch) == ("signal", 1)
+    assert same_weights(stopped.network, whole.network)
 
 
 def test_without_validation_the_last_epoch_is_the_best() -> None:

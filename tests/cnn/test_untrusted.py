@@ -15,7 +15,7 @@ import pytest
 import torch
 from fastmlp.cnn import checkpoint, extractor, toolkit
 from fastmlp.cnn.checkpoint import CHECKPOINT_KEYS
-from fastmlp.cnn.description import BackboneDescription, Block, Description, make_blocks
+from fastmlp.cnn.description import REGULARISATIONS, BackboneDescription, Block, Description, make_blocks
 from fastmlp.cnn.errors import CNNError, DescriptionError, FileError
 from fastmlp.cnn.extractor import EXTRACTOR_KEYS, Extractor, from_bytes, make_network
 from fastmlp.cnn.files import read_state
@@ -215,7 +215,7 @@ def test_large_outputs_are_computed_in_smaller_batches(monkeypatch: pytest.Monke
 
 @pytest.mark.parametrize("name", PUBLISHED)
 def test_the_shapes_of_the_tensors_are_those_of_the_network(name: str) -> None:
-    for regularize in ("none", "batch", "dropout"):
+    for regularize in REGULARISATIONS:
         blocks = tuple(dataclasses.replace(block, regularize=regularize) for block in PUBLISHED[name][0])
         description = Description(image_shape=(28, 28, 3), classes=10, blocks=blocks, dense=(7, 5))
         found = {name: tuple(value.shape) for name, value in build(description, seed=0).state_dict().items()}

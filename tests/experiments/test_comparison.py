@@ -239,12 +239,31 @@ def test_the_validation_metrics_of_a_killed_run_are_those_of_its_best_epoch(runs
     assert found["best"]["accuracy"] == ["b", "killed"]
 
 
-@pytest.mark.parametrize("options", [["--monitor", "accuracy"], ["--min-delta", "0.1"], ["--val-fraction", "0"], []])
+@pytest.mark.parametrize(
+    "options", [["--monitor", "accuracy"], ["--min-delta", "0.1"], ["--val-fraction", "0"], ["--no-restore-best"], []]
+)
 def test_the_best_epoch_of_a_killed_run_is_that_of_early_stopping(options: list[str], tmp_path: Path) -> None:
     ok("train", *FAST, "--epochs", "25", "--lr", "0.05", "--patience", "0", *options, "--out", tmp_path / "run")
     (run,) = compare_runs(kill(tmp_path / "run", tmp_path / "killed"))["runs"]
     assert run["best_epoch"] == result_of(tmp_path / "run")["best_epoch"]
-    assert run["best_epoch"] < 25 or "--val-fraction" in options
+    assert (run["best_epoch"] < 25) == (options[:1] not in (["--val-fraction"], ["--no-restore-best"]))
+
+
+def test_a_run_that_keeps_the_last_weights(tmp_path: Path) -> None:
+    """Its weights, its metrics and its texts are those of the last epoch, and `verify` repeats it."""
+    flags = (*FAST, "--epochs", "25", "--lr", "0.05", "--patience", "3", "--checkpoint-seconds", "0")
+    done = ok("train", *flags, "--no-restore-best", "--out", tmp_path / "last")
+    ok("train", *flags, "--out", tmp_path / "best")
+    best, last = (result_of(tmp_path / name) for name in ("best", "last"))
+    assert (last["stopped"], last["epochs"], best["best_epoch"]) == ("patience", best["epochs"], best["epochs"] - 3)
+    assert last["best_epoch"] == last["epochs"]
+    rows = read_lines(tmp_path / "last" / "metrics.jsonl")
+    assert (rows[-1]["val_loss"], rows[-4]["val_loss"]) == (last["validation"]["loss"], best["validation"]["loss"])
+    assert f"weights of epoch    {last['epochs']} of {last['epochs']}\n" in done.stdout
+    result = json.loads(ok("verify", tmp_path / "last", "--json").stdout)
+    assert result["same"] is True
+    assert legend(figure_of(tmp_path / "last"))[-1] == "last"
+    assert legend(figure_of(tmp_path / "best"))[-1] == "best epoch"
 
 
 def test_epochs_with_a_loss_that_is_not_finite_are_not_the_best(runs: Path, tmp_path: Path) -> None:

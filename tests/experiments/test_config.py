@@ -12,7 +12,7 @@ import pytest
 
 import fastmlp
 from fastmlp.errors import ConfigError
-from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.extract import ADDED, ExtractConfig
 from fastmlp.experiments.config.names import SYNONYMS
 from fastmlp.experiments.config.sources import resolve, resolve_as
 from fastmlp.experiments.config.train import FIELDS, TrainConfig, fields_of
@@ -129,6 +129,8 @@ def test_every_setting_of_the_training_is_passed_on() -> None:
         patience=4,
         monitor="accuracy",
         min_delta=0.1,
+        shuffle=False,
+        restore_best=False,
         max_time=5.0,
         seed=6,
         backend="numpy",
@@ -234,12 +236,26 @@ def test_spellings_and_synonyms_of_names_are_stored_as_in_the_registry(name: str
     [
         ("pool", "Average,None", ("avg", "none")),
         ("regularize", "BatchNorm", ("batch",)),
+        ("regularize", "Dropout2d,SpatialDropout2D,dropout", ("dropout2d", "dropout2d", "dropout")),
         ("init", "Glorot", "xavier"),
+        ("init", "PyTorch", "random"),
         ("optimizer", "SGD", "sgd"),
     ],
 )
 def test_names_of_extract_likewise(name: str, text: str, stored: Any) -> None:
     assert getattr(resolve_as(ExtractConfig, {name: text}, {}), name) == stored
+
+
+def test_the_key_of_older_feature_files_does_not_change() -> None:
+    """A setting that was added is part of the key only if its value is not the one that describes older feature files."""
+    config = ExtractConfig()
+    assert all(getattr(config, name) == value for name, value in ADDED.items())
+    assert not config.key().keys() & ADDED.keys()
+    for name, value in ADDED.items():
+        changed = ExtractConfig(**{name: not value})
+        assert changed.key() == config.key() | {name: not value}
+        assert ExtractConfig.from_table(changed.key()) == changed
+    assert ExtractConfig.from_table(config.key()) == config
 
 
 def test_an_unknown_name_is_refused_without_the_command_line_too() -> None:

@@ -64,6 +64,8 @@ TEXTS = {
     "patience": ("1", "2"),
     "monitor": ("accuracy", "loss"),
     "min_delta": ("0.1", "0.2"),
+    "restore_best": ("off", "true"),
+    "shuffle": ("off", "true"),
     "flip": ("0.5", "0.1"),
     "shift": ("1", "2"),
     "val_steps": ("1", "2"),

@@ -79,6 +79,24 @@ def test_the_file_is_a_data_set_that_has_its_parts(home: Path, made: dict[str, A
         assert [where[bytes(row)] for row in x] == y.tolist()  # type: ignore[union-attr]
 
 
+def test_the_last_weights_of_the_cnn_are_kept(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    for module, name, draw in DRAWN:
+        monkeypatch.setattr(module, name, draw)
+    marked: list[Any] = []
+    monkeypatch.setattr("fastmlp.experiments.features.pictures.plot_curves", lambda history, best, *_: marked.append(best))
+    command = ["extract", "--data", home / "images.npz", *override(SMALL, "--lr", "0.5"), "--out", "f.npz"]
+    done = ok(*command, "--no-restore-best", "--no-shuffle")
+    assert "\nepochs              3\n" in f"\n{done.stdout}"
+    data = load_data("f.npz")
+    assert data.provenance is not None
+    found = data.provenance["cnn"]
+    assert found["best_epoch"] == 3
+    assert found["validation"]["loss"] == found["history"][-1]["val_loss"]
+    assert data.provenance["settings"].items() >= {("restore_best", False), ("shuffle", False)}
+    assert marked == [None]
+    refused(2, *command)  # other settings
+
+
 def test_a_test_part_of_the_images_stays_one(home: Path) -> None:
     ok("extract", "--data", home / "tested.npz", *SMALL, "--out", "f.npz", "-q")
     images, data = load_data(home / "tested.npz"), load_data("f.npz")

@@ -150,6 +150,13 @@ def test_the_current_folder_is_removed(tmp_path: Path, monkeypatch: pytest.Monke
     assert load(place, backend="numpy").network.sizes[1] == 6
 
 
+def test_the_message_names_the_last_epoch_if_its_weights_are_kept(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Recorder, "epoch_done", lambda recorder, row: remove_and_log(tmp_path / "run", row))
+    line = refused(3, *FLAGS, "--no-restore-best", "--out", tmp_path / "run")
+    assert "; the weights of the last epoch, 1, are in " in line
+
+
 def remove_and_log(folder: Path, row: dict[str, Any]) -> None:
     shutil.rmtree(folder)
     files.append_line(Path("metrics.jsonl"), {"epoch": row["epoch"]})

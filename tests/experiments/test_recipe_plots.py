@@ -67,6 +67,18 @@ def make_run(name: str, rows: list[dict[str, Any]], cnn: list[dict[str, Any]] | 
     return folder
 
 
+@pytest.mark.parametrize("restored", [True, False])
+def test_the_best_epoch_is_marked_only_if_its_weights_were_restored(restored: bool, tmp_path: Path) -> None:
+    rows = [{"epoch": i, "val_loss": 1.0, "val_accuracy": 0.5} for i in (1, 2)]
+    run = make_run("cs776-cnn-10", rows, rows, str(tmp_path))
+    result = json.loads((run / "result.json").read_text())
+    result["settings"] = result["data"]["extracted"]["settings"] = {"restore_best": restored}
+    (run / "result.json").write_text(json.dumps(result))
+    found = trainings(Comparison("a", "A", ("cnn", "mlp"), ("loss",), {}), "cs776-cnn-10", tmp_path)
+    assert found is not None
+    assert {network: one.best_epoch for network, one in found.items()} == dict.fromkeys(found, 1 if restored else None)
+
+
 def figure_of(name: str, runs: str = "set") -> Figure:
     """Draw the figure of a comparison without writing it to a file."""
     one = all_comparisons()[name]

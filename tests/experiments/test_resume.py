@@ -219,6 +219,8 @@ def test_recipes_are_resumed(names: tuple[str, ...], tmp_path: Path, monkeypatch
         ok(*command, tmp_path / "whole", **given)
     with interrupted(sum(all_rows) // 2, monkeypatch) as first:
         assert call(*command, tmp_path / "runs", **given).exit_code == 130
+    for file in (tmp_path / "runs").rglob("config.toml"):  # as if an older version had written it, without `shuffle`
+        file.write_text(file.read_text().replace("shuffle = true\n", ""))
     with interrupted(0, monkeypatch) as second:
         ok(*command, tmp_path / "runs", **given)
     assert sum(first) + sum(second) == sum(all_rows)

@@ -13,6 +13,7 @@ from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import ACTIVATIONS
 from fastmlp.nn.losses import LOSSES
 from fastmlp.nn.network import ALIASES, INITIALIZERS, Layer, Network
+from fastmlp.nn.philox import generator
 
 
 def test_layers_follow_the_settings() -> None:
@@ -104,19 +105,20 @@ SCALES = {
     "xavier-normal": lambda i, o: math.sqrt(2 / (i + o)),
     "he-uniform": lambda i, o: math.sqrt(6 / i),
     "he-normal": lambda i, o: math.sqrt(2 / i),
+    "pytorch": lambda i, o: 1 / math.sqrt(i),
     "uniform": lambda i, o: 0.05,
     "normal": lambda i, o: 0.05,
 }
 
 
-@pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3"])
+@pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3", "pytorch:0.3"])
 def test_initial_weights_have_their_distribution(init: str) -> None:
     """In each layer, the weights have the expected mean and standard deviation (within five standard errors) and range."""
     network = Network(WIDE, init=init)
     name, _, given = network.init.partition(":")
     for w, b in network.views(network.initial_parameters(3, np.float64)):
         scale = float(given) if given else SCALES[name](*w.shape)
-        uniform = "uniform" in name
+        uniform = "uniform" in name or name == "pytorch"
         deviation = scale / math.sqrt(3) if uniform else scale
         assert abs(w.mean()) < 5 * deviation / math.sqrt(w.size)
         # the relative standard error of a standard deviation is sqrt((kurtosis - 1) / (4 n))
@@ -125,7 +127,34 @@ def test_initial_weights_have_their_distribution(init: str) -> None:
             assert 0.99 * scale < np.abs(w).max() <= scale
         else:
             assert 3.5 * scale < np.abs(w).max() < 6 * scale
-        assert (b == 0).all()
+        if name != "pytorch":
+            assert (b == 0).all()
+            continue
+        assert abs(b.mean()) < 5 * deviation / math.sqrt(b.size)
+        assert b.std() == pytest.approx(deviation, rel=5 * math.sqrt(0.8 / 4 / b.size))
+        assert 0.9 * scale < np.abs(b).max() <= scale
+
+
+def test_pytorch_initialization_has_the_range_of_torch() -> None:
+    torch = pytest.importorskip("torch")
+    network = Network((50, 4000, 3), init="torch")
+    assert network.init == "pytorch"
+    for w, b in network.views(network.initial_parameters(0)):
+        theirs = torch.nn.Linear(*w.shape)
+        for ours, parameter in ((w, theirs.weight), (b, theirs.bias)):
+            if ours.size > 1000:
+                assert np.abs(ours).max() == pytest.approx(float(parameter.detach().abs().max()), rel=0.02)
+
+
+@pytest.mark.parametrize("init", INITIALIZERS)
+def test_initial_weights_are_the_first_numbers_of_their_stream(init: str) -> None:
+    """The weights of a layer are drawn first, so random biases do not change them."""
+    network = Network((5, 4, 3), init=init)
+    for index, (w, b) in enumerate(network.views(network.initial_parameters(7, np.float64))):
+        draw, scale = generator(7, "weights", index), SCALES[init](*w.shape)
+        values = draw.normal(0, scale, 1000) if "normal" in init else draw.uniform(-scale, scale, 1000)
+        assert np.array_equal(w.ravel(), values[: w.size])
+        assert np.array_equal(b, values[w.size :][: b.size] if init == "pytorch" else np.zeros(b.size))
 
 
 def test_every_initializer_is_tested() -> None:

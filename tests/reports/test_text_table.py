@@ -49,6 +49,13 @@ def test_table() -> None:
     assert result_table(make_result()) == TABLE
 
 
+def test_the_epoch_of_the_weights_is_the_best_one_only_if_they_were_restored() -> None:
+    assert result_table(make_result(settings={"restore_best": True})) == TABLE
+    assert result_table(make_result(settings={})) == TABLE
+    kept = TABLE.replace("best epoch          23", "weights of epoch    23")
+    assert result_table(make_result(settings={"restore_best": False})) == kept != TABLE
+
+
 def test_table_of_regression() -> None:
     test = {"loss": 1e-7, "mse": 4e8, "mae": 2.0, "rmse": 20000.6, "r2": None}
     table = result_table(make_result(test=test, validation=None, gflops=None, best_epoch=None))

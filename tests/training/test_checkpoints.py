@@ -27,8 +27,10 @@ from fastmlp.nn.schedules import SCHEDULES, ReduceOnPlateau, Schedule
 from fastmlp.training.checkpoints import compare
 from fastmlp.training.checkpoints import file as checkpoints
 from fastmlp.training.checkpoints import folder as checkpoint_folder
+from fastmlp.training.checkpoints.compare import settings_table
 from fastmlp.training.loop import Interrupted, WriteFailed
 from fastmlp.training.result import TIMINGS, TrainResult
+from fastmlp.training.settings import SWITCHES, Settings
 
 IMAGES, LABELS = np.random.default_rng(5).integers(0, 256, (110, 5, 4), np.uint8), np.arange(110) % 3
 PARTS = (IMAGES[:80], LABELS[:80]), (IMAGES[80:], LABELS[80:])
@@ -144,6 +146,47 @@ def test_regression_with_weights_continues_with_the_same_bits(train: Trainings, 
     found = train(**settings, checkpoints=tmp_path, resume=True)
     check_same(found, whole)
     assert same_bits(found.model.predict(x), whole.model.predict(x))
+
+
+@pytest.mark.parametrize("flip", [0.0, 0.5])
+def test_rows_that_are_not_shuffled_continue_with_the_same_bits(flip: float, train: Trainings, tmp_path: Path) -> None:
+    settings = {"shuffle": False, "flip": flip, "dropout": 0.2, "val_steps": 3, "sample_weight": 1.0 + np.arange(80)}
+    whole = train(**settings)
+    for stop in (8, 6):
+        train(stop, **settings, checkpoints=tmp_path, resume=True)
+    check_same(train(**settings, checkpoints=tmp_path, resume=True), whole)
+    assert train.rows[0] == sum(train.rows[1:])
+
+
+def test_the_last_weights_are_kept_with_the_same_bits(train: Trainings, tmp_path: Path) -> None:
+    """Of a resumed run, too; the best epoch, from which the patience counts, is then not that of the checkpoint."""
+    settings = {"restore_best": False, "optimizer": fastmlp.SGD(0.3), "patience": 4, "epochs": 40, "val_steps": 3}
+    whole = train(**settings)
+    assert (whole.stopped, whole.best_epoch) == ("patience", len(whole.history))
+    assert len(whole.history) > 3
+    assert same_bits(whole.model.parameters, whole.state.parameters)
+    folder = tmp_path / "a"
+    first = train(5 * (len(whole.history) - 1) + 2, **settings, checkpoints=folder)  # the best epoch was two epochs before
+    newest = checkpoints.read(checkpoints.files_of(folder)[-1]).checkpoint
+    assert newest.best_epoch == len(newest.history) == len(first.history) - 1 == len(whole.history) - 1
+    check_same(train(**settings, checkpoints=folder, resume=True), whole)
+    with pytest.raises(ConfigError, match="restore_best was False and is now True"):
+        train(**settings | {"restore_best": True}, checkpoints=folder, resume=True)
+
+
+def test_a_checkpoint_without_a_setting_that_was_added_later_has_its_default(
+    train: Trainings, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def older(settings: Settings) -> dict[str, Any]:
+        return {name: value for name, value in settings_table(settings).items() if name not in SWITCHES}
+
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint_folder, "settings_table", older)
+        train(8, schedule=ReduceOnPlateau(), checkpoints=tmp_path)
+    assert not checkpoints.read(checkpoints.files_of(tmp_path)[-1]).record.settings.keys() & {*SWITCHES}
+    with pytest.raises(ConfigError, match="shuffle was True and is now False"):
+        train(schedule=ReduceOnPlateau(), shuffle=False, checkpoints=tmp_path, resume=True)
+    check_same(train(schedule=ReduceOnPlateau(), checkpoints=tmp_path, resume=True), train(schedule=ReduceOnPlateau()))
 
 
 def test_without_a_validation_split(train: Trainings, tmp_path: Path) -> None:

@@ -47,7 +47,7 @@ def explicit(
     engine.load(State(network.initial_parameters(settings.seed, np.float32), slots, 0))
     rates = iter(learning_rates)
     for epoch in itertools.count(1):
-        order = generator(settings.seed, "order", epoch).permutation(len(x))
+        order = generator(settings.seed, "order", epoch).permutation(len(x)) if settings.shuffle else np.arange(len(x))
         moved = x[order]
         if settings.flip or settings.shift:
             moved = augment(moved, shape, sample_augmentation(settings.seed, epoch, len(x), settings.flip, settings.shift))
@@ -83,10 +83,11 @@ TARGETS = (X @ np.array([[1.0], [2], [0], [-1]], np.float32) + 3).astype(np.floa
         (X, Y, Network((4, 12, 3)), {"optimizer": "adam"}),
         (X, Y, Network((4, 9, 3), dropout=0.3, l2=0.01), {"optimizer": Adam(max_grad_norm=1.0), "batch_size": 7}),
         (X, Y, Network((4, 12, 3)), {"optimizer": "momentum", "sample_weight": WEIGHTS}),
+        (X, Y, Network((4, 12, 3)), {"optimizer": "adam", "shuffle": False, "sample_weight": WEIGHTS}),
         (X, TARGETS, Network((4, 5, 1), loss="squared-error"), {"optimizer": "sgd", "target_scaling": None}),
         (IMAGES, Y, Network((16, 8, 3)), {"optimizer": "sgd", "flip": 0.5, "shift": 1}),
     ],
-    ids=["adam", "dropout", "weights", "regression", "augmentation"],
+    ids=["adam", "dropout", "weights", "not shuffled", "regression", "augmentation"],
 )
 def test_losses_are_those_of_an_explicit_loop(x: Any, y: Any, network: Network, changes: dict[str, Any]) -> None:
     given = {**SHORT, **changes}

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,7 @@ from support.problems import problem, set_up
 
 import fastmlp.engines.chunks
 import fastmlp.training.loop
+from fastmlp.data.rows import Subset
 from fastmlp.data.scaling import fit_scaling
 from fastmlp.engines import make_engine
 from fastmlp.engines.base import Engine, EngineSpec, RowMetrics, State
@@ -113,6 +115,26 @@ def test_training_equals_an_explicit_loop(backend: str) -> None:
     assert training.stopped == "epochs"
     assert training.state.step == 12
     assert (training.backend, training.best_epoch) == (backend, 3)
+
+
+@pytest.mark.parametrize("mapped", [False, True])
+def test_rows_that_are_not_shuffled_have_the_same_mini_batches_in_every_epoch(
+    mapped: bool, tmp_path: Path, recorders: list[Recorder]
+) -> None:
+    """The rows stay in the order of the training data, with the weights of each row, for arrays and for subsets of arrays."""
+    x, y = problem(50)
+    weights, chosen = np.linspace(1, 2, 50, dtype=np.float32), np.random.default_rng(1).permutation(50)[:40]
+    np.save(tmp_path / "x.npy", x)
+    given: Any = Subset(np.load(tmp_path / "x.npy", mmap_mode="r"), chosen) if mapped else x[chosen]
+    settings = set_up(epochs=3, shuffle=False, backend="numpy")
+    found = train(NETWORK, (given, y[chosen]), settings=settings, sample_weight=weights[chosen], scaling=None)
+    rows = np.concatenate([indices for indices, _, _ in recorders[-1].calls if len(indices)])
+    assert rows.tolist() == (chosen if mapped else np.arange(40)).tolist() * 3
+    engine = make_engine("numpy", EngineSpec(NETWORK, SGD(0.1), batch_size=16, seed=0))
+    engine.load(State(NETWORK.initial_parameters(0), np.empty((0, NETWORK.parameters), np.float32), 0))
+    for _ in range(3):
+        engine.train(x[chosen], y[chosen].astype(np.int32), np.arange(40), np.full(3, 0.1), weights[chosen])
+    assert same_bits(found.state, engine.state())
 
 
 def test_history_has_a_row_per_epoch_with_the_documented_keys() -> None:

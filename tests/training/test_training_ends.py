@@ -23,6 +23,7 @@ from fastmlp.nn.optimizers import SGD, Optimizer
 from fastmlp.nn.philox import generator
 from fastmlp.training.api import train
 from fastmlp.training.loop import Diverged, Interrupted, Loop
+from fastmlp.training.monitor import kept_epoch
 from fastmlp.training.result import TrainResult
 
 NETWORK = Network((4, 12, 3))
@@ -65,6 +66,42 @@ def test_early_stopping_keeps_the_best_weights(monitor: str, patience: int, min_
     assert same_bits(training.model.parameters, keeper.parameters[best - 1])
     assert same_bits(training.state.parameters, keeper.parameters[-1])
     assert not same_bits(training.model.parameters, training.state.parameters)
+
+
+@pytest.mark.parametrize("min_delta", [0.0, 0.02])
+@pytest.mark.parametrize("monitor", ["loss", "accuracy"])
+def test_without_restore_best_the_weights_are_those_of_the_last_epoch(monitor: str, min_delta: float) -> None:
+    """Early stopping still counts from the best epoch, so the training ends in the same epoch."""
+    x, y = problem(60, 0, noise=0.5)
+    settings = {"optimizer": SGD(0.5), "epochs": 30, "monitor": monitor, "min_delta": min_delta, "patience": 3}
+    given: dict[str, Any] = {"validation": problem(50, 1, noise=0.5), "scaling": None}
+    best = train(NETWORK, (x, y), settings=set_up(**settings), **given)
+    display = Display()
+    last = train(NETWORK, (x, y), settings=set_up(**settings, restore_best=False), progress=display, **given)
+    assert (last.stopped, len(last.history), best.best_epoch) == ("patience", len(best.history), len(best.history) - 3)
+    assert last.best_epoch == len(last.history)
+    assert last.metrics["val_loss"] == last.history[-1]["val_loss"]
+    assert display.patience[-4:] == [(0, 3), (1, 3), (2, 3), (3, 3)]
+    assert same_bits(last.model.parameters, last.state.parameters)
+    assert same_bits(last.state.parameters, best.state.parameters)
+    assert last.end == f"early stopping at epoch {last.best_epoch} (weights of epoch {last.best_epoch})"
+    assert (best.marked_epoch, last.marked_epoch) == (best.best_epoch, None)
+    assert [kept_epoch(one.history, set_up(**settings, restore_best=one is best), True) for one in (best, last)] == [
+        best.best_epoch,
+        last.best_epoch,
+    ]
+
+
+class Display:
+    """A progress display that stores the patience of each epoch."""
+
+    def __init__(self) -> None:
+        self.patience: list[tuple[int, int]] = []
+
+    def update(self, *figures: Any) -> None: ...
+
+    def epoch_done(self, row: dict[str, Any]) -> None:
+        self.patience.append(row["patience"])
 
 
 def test_without_a_validation_split_the_last_epoch_is_the_best() -> None:

@@ -163,6 +163,9 @@ BAD_SETTINGS: list[tuple[dict[str, Any], str]] = [
     ({"flip": float("nan")}, "flip must be a probability"),
     ({"shift": -1}, "shift must be"),
     ({"shift": 1.5}, "shift must be"),
+    ({"shuffle": "no"}, "shuffle must be True or False, not 'no'"),
+    ({"restore_best": None}, "restore_best must be True or False, not None"),
+    ({"shuffle": 0}, "shuffle must be True or False, not 0"),
 ]
 
 

@@ -137,7 +137,8 @@ def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
         return
     figures = result["cnn"]
     shown = {"features": printable(result["out"])} if result["out"] else {}
-    shown |= {"epochs": f"{figures['epochs']} (best {figures['best_epoch']})"}
+    best = f" (best {figures['best_epoch']})" if result["settings"].get("restore_best", True) else ""
+    shown |= {"epochs": f"{figures['epochs']}{best}"}
     shown |= {f"{part} accuracy": f"{figures[part]['accuracy']:.4f}" for part in ("validation", "test") if part in figures}
     show("\n".join(f"{name:<20}{value}" for name, value in shown.items()))
 

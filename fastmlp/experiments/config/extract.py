@@ -38,13 +38,16 @@ from fastmlp.training.settings import MONITORS
 # Default learning rates: the values of the original papers for adam and adamw, and a common value for sgd with momentum.
 DEFAULT_LEARNING_RATE = {"adam": 0.001, "adamw": 0.001, "sgd": 0.01}
 RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING_RATE.items())
+# Settings that were added after feature files had been published, with the values that describe older files. `key` leaves these
+# values out, so that older files are still recognized.
+ADDED = {"shuffle": True, "restore_best": True}
 # Data settings that `extract` passes on to a training run on the features.
 INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
 CNN = "cnn"  # name of the backbone that is built from the settings of blocks, such as `filters` and `kernel`
 
 # Valid names in fastmlp.cnn, which is not imported here because it needs PyTorch. A test checks that they are the same.
 POOLINGS = ("none", "max", "avg", "global")
-REGULARIZERS = ("none", "batch", "dropout")
+REGULARIZERS = ("none", "batch", "dropout", "dropout2d")
 INITS = ("random", "xavier", "he", "orthogonal")
 SCHEDULES = ("constant", "step", "cosine")
 
@@ -78,9 +81,9 @@ class ExtractConfig(DataSettings):
     regularize: tuple[str, ...] = network_setting(
         list_of(one_of("regularize", REGULARIZERS), "names, such as batch or batch,none", "NAME,..."),
         ("none",),
-        "Last layer of each block: none, batch (batch normalization) or dropout.",
+        "Last layer of each block: none, batch (batch normalization), dropout, or dropout2d, which drops whole channels.",
     )
-    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks whose `regularize` is dropout.")
+    dropout: tuple[float, ...] = network_setting(FLOATS, (0.25,), "Dropout rate of the blocks with dropout, see `regularize`.")
     dense: tuple[int, ...] = network_setting(
         INTEGERS, (128,), "Sizes of the hidden dense layers before the output layer, or none.", common=True
     )
@@ -106,7 +109,13 @@ class ExtractConfig(DataSettings):
     monitor: str = training_setting(
         one_of("monitor", MONITORS), "loss", "Validation metric that determines the best epoch and early stopping."
     )
+    restore_best: bool = training_setting(
+        BOOLEAN, True, "Keep the weights of the best epoch; otherwise, keep those of the last epoch."
+    )
     label_smoothing: float = training_setting(FLOAT, 0.0, "Amount of label smoothing.")
+    shuffle: bool = training_setting(
+        BOOLEAN, True, "Shuffle the training images in every epoch; otherwise, all epochs have the same mini-batches."
+    )
     flip: float = training_setting(FLOAT, 0.0, "In every epoch, mirror each training image with this probability.", common=True)
     shift: int = training_setting(INTEGER, 0, "In every epoch, shift images randomly by up to N pixels in each direction.")
     erase: float = training_setting(
@@ -157,10 +166,9 @@ class ExtractConfig(DataSettings):
     def key(self) -> dict[str, Any]:
         """Return the settings that determine the features, without those for the device, the data folder and the output.
 
-        `skip_bad` is left out too, because the images determine the features, whether files were skipped or not.
+        `skip_bad` is left out too, because the images determine the features, whether files were skipped or not. So are the
+        values in `ADDED`.
         """
-        return {
-            name: value
-            for name, value in self.table().items()
-            if name not in ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
-        }
+        names = ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
+        table = {name: value for name, value in self.table().items() if name not in names}
+        return {name: value for name, value in table.items() if name not in ADDED or value != ADDED[name]}

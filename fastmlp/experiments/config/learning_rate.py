@@ -11,7 +11,7 @@ from fastmlp.training.settings import TEST_END, TEST_START, TEST_STEPS, check_ra
 # Settings of a training run that have no effect on the test. Recipes and config files may contain them.
 IGNORED = (
     *("epochs", "lr", "schedule", "lr_warmup", "lr_step", "lr_gamma", "lr_patience", "lr_decay"),
-    *("patience", "monitor", "min_delta", "val_steps", "max_time"),
+    *("patience", "monitor", "min_delta", "restore_best", "val_steps", "max_time"),
     *("out", "force", "per_class_every", "save_every", "predictions", "min_accuracy"),
 )
 

@@ -30,6 +30,7 @@ SYNONYMS: dict[str, tuple[str, ...]] = {
     "epochs": ("n_epochs", "num_epochs", "max_epochs"),
     "patience": ("early_stopping", "early_stopping_patience", "n_iter_no_change"),
     "min_delta": ("tol",),
+    "restore_best": ("restore_best_weights",),
     "max_time": ("time_limit",),
     "backend": ("device", "engine"),
     "threads": ("num_threads", "n_threads"),

@@ -213,7 +213,7 @@ class TrainConfig(DataSettings):
     init: str = network_setting(
         name_with_number(INITS, canonical_init),
         Network.init,
-        f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale.",
+        f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale. pytorch also draws the biases.",
     )
     l1: float = network_setting(FLOAT, Network.l1, "L1 penalty on the weights.")
     l2: float = network_setting(FLOAT, Network.l2, "L2 penalty on the weights.")
@@ -277,8 +277,14 @@ class TrainConfig(DataSettings):
     min_delta: float = training_setting(
         FLOAT, Settings.min_delta, "Smallest change of `monitor` that counts as an improvement."
     )
+    restore_best: bool = training_setting(
+        BOOLEAN, Settings.restore_best, "Keep the weights of the best epoch; otherwise, keep those of the last epoch."
+    )
     val_steps: int | None = training_setting(INTEGER, None, "Also validate after every N mini-batches.")
     max_time: float | None = training_setting(DURATION, None, "Stop after this time, such as 30s, 2m or 1h.", common=True)
+    shuffle: bool = training_setting(
+        BOOLEAN, Settings.shuffle, "Shuffle the training rows in every epoch; otherwise, all epochs have the same mini-batches."
+    )
     flip: float = training_setting(FLOAT, Settings.flip, "In every epoch, mirror each training image with this probability.")
     shift: int = training_setting(
         INTEGER, Settings.shift, "In every epoch, shift images randomly by up to N pixels in each direction."

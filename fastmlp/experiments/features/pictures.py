@@ -58,7 +58,8 @@ def draw_extraction(found: Extracted, folder: Path) -> None:
     with file_errors("make the folder", folder):
         folder.mkdir(parents=True, exist_ok=True)
     classes, label, trained = data.classes, job.prepared.label, made.trained
-    plot_curves(trained.history, trained.best_epoch, folder / "cnn-curves.png", f"{short_name(job.images.name)}, {label}")
+    best = trained.best_epoch if job.config.restore_best else None
+    plot_curves(trained.history, best, folder / "cnn-curves.png", f"{short_name(job.images.name)}, {label}")
     for name, figures in made.figures.items():
         counts = classification_metrics(splits[name].y, figures.predicted, classes)["confusion"]
         plot_confusion(counts, classes, folder / f"cnn-confusion-{name}.png", f"CNN alone, {name} split")

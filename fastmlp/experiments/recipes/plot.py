@@ -129,12 +129,14 @@ def trainings(one: Comparison, name: str, runs: Path) -> dict[str, Training] | N
         return None
     kept = {}
     for network in one.networks:
-        trained, history, published = result, None, recipe.published
+        trained, history, published, settings = result, None, recipe.published, result.get("settings", {})
         if network == "cnn":
-            trained, published = extracted_of(recipe, result).get("cnn", {}), published.get("cnn", {})
+            extracted = extracted_of(recipe, result)
+            trained, published, settings = extracted.get("cnn", {}), published.get("cnn", {}), extracted.get("settings", {})
             history = trained.get("history", [])
         history = read_lines(folder / METRICS_NAME) if history is None else history
         if not all(any(row.get(f"val_{figure}") is not None for row in history) for figure in one.figures):
             return None
-        kept[network] = Training(history, trained["best_epoch"], published)
+        best = trained["best_epoch"] if settings.get("restore_best", True) else None
+        kept[network] = Training(history, best, published)
     return kept

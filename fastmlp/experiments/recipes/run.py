@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.experiments.config.extract import ExtractConfig
-from fastmlp.experiments.config.sources import resolve, resolve_as
+from fastmlp.experiments.config.sources import read_config, resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
 from fastmlp.experiments.features.chain import chain_picture_names, draw_finished, extract_and_train
 from fastmlp.experiments.features.extraction import Tools, extract_run
@@ -24,7 +24,7 @@ from fastmlp.experiments.plan import SPLIT_NAMES, RunPlan, Say, make_plan, porta
 from fastmlp.experiments.recipes.recipe import Recipe, all_recipes, find, matching
 from fastmlp.experiments.sweeps.parallel import NamedRun, train_in_parallel
 from fastmlp.experiments.training_run import run_training
-from fastmlp.files import read_toml, write_json
+from fastmlp.files import write_json
 from fastmlp.files.reading import exists
 
 CNN_NAME = "cnn.json"  # result file of a recipe that has only a convolutional network
@@ -44,7 +44,7 @@ class RecipeJob(NamedTuple):
         result = finished_result(self.recipe, self.folder)
         if result is None or (self.config is not None and not exists(self.folder / MANIFEST_NAME)):
             return None  # without a manifest, the run was killed after it had written its result
-        same = self.config is None or read_toml(self.folder / CONFIG_NAME) == portable(self.config)
+        same = self.config is None or portable(read_config(self.folder / CONFIG_NAME)) == portable(self.config)
         if self.images is not None:
             same = same and extracted_of(self.recipe, result).get("settings") == json.loads(json.dumps(self.images.key()))
         if not same:

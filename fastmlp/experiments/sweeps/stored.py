@@ -30,7 +30,7 @@ from fastmlp.experiments.resume import check_is_run, is_finished, seeds_in
 from fastmlp.experiments.sweeps.seeds import SEEDS_NAME, read_seeds
 from fastmlp.files import converted, read_lines
 from fastmlp.files.reading import entries, exists, is_folder, real_path
-from fastmlp.training.monitor import best_epoch
+from fastmlp.training.monitor import kept_epoch
 from fastmlp.training.result import EpochLog
 
 
@@ -184,12 +184,12 @@ def read_run(folder: Path, split: str) -> StoredRun:
 
 
 def read_unfinished(folder: Path, split: str) -> StoredRun:
-    """Read a run that is still training, or was killed: the epochs so far, and the metrics of the best of them."""
+    """Read a run that is still training, or was killed: the epochs so far, and the metrics of the epoch that is kept."""
     config, data = read_config(folder / CONFIG_NAME), converted(folder / DATA_NAME, read_data(folder), RunData)
     history = read_history(folder) if exists(folder / METRICS_NAME) else []
     validated = [row for row in history if row["val_loss"] is not None]
     with stored_settings(folder / CONFIG_NAME):
-        best = best_epoch(validated or history, config.settings(), bool(validated))
+        best = kept_epoch(validated or history, config.settings(), bool(validated))
         # The number of targets of a regression is not stored before the end of the run.
         network = config.network(data.features, len(data.classes)) if data.classes else None
     metrics = {}

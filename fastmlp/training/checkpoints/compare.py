@@ -96,7 +96,10 @@ def check_same(stored: StoredCheckpoint, task: Task, data: str) -> None:
 
 def differences(stored: StoredCheckpoint, task: Task) -> list[str]:
     """Return a text for each field of the network and each setting that differs from those of a checkpoint."""
-    now, before, network = settings_table(task.settings), stored.record.settings, stored.checkpoint.model.network
+    now, network = settings_table(task.settings), stored.checkpoint.model.network
+    # Checkpoints of older versions lack the settings that were added later, whose default values describe these versions.
+    defaults = {name: value for name, value in settings_table(Settings()).items() if "." not in name}
+    before = defaults | stored.record.settings
     names = [one.name for one in dataclasses.fields(network) if one.name != "hidden"]
     pairs = {name: (getattr(network, name), getattr(task.network, name)) for name in names}
     pairs |= {name: (before.get(name), now.get(name)) for name in {**before, **now} if name not in CHANGEABLE}

@@ -1,6 +1,6 @@
 """Checkpoint files: the state of a training run, from which it can be resumed as if it had not been interrupted.
 
-A checkpoint is a model file (models/file.py) with the best weights so far, so it can be loaded, evaluated and used for
+A checkpoint is a model file (models/file.py) with the weights to be kept so far, so it can be loaded, evaluated and used for
 prediction. It also has these tensors, whose names start with "training.", where P is the number of parameters, S the number of
 optimizer slots, and n the number of rows of a partial epoch:
 
@@ -54,8 +54,8 @@ class Checkpoint(NamedTuple):
     """The state of a training run.
 
     state : weights, optimizer slots and number of updates
-    model : the model with the weights of the best epoch; with the current weights if no epoch was completed
-    best_epoch : number of the best epoch; 0 if no epoch was completed
+    model : the model with the weights of `best_epoch`; with the current weights if no epoch was completed
+    best_epoch : number of the best epoch, or with `restore_best` false of the last one; 0 if no epoch was completed
     history : the completed epochs
     partial : the epoch that was ended early, or None
     """
