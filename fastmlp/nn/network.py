@@ -34,7 +34,7 @@ import numpy.typing as npt
 from fastmlp._summary import Summarized, changed, summary_html
 from fastmlp.errors import ConfigError
 from fastmlp.nn.activations import Activation, canonical_activation, parse_activation, parse_number
-from fastmlp.nn.checks import check_arguments, check_number, shown
+from fastmlp.nn.checks import check_arguments, check_number, check_switch, shown
 from fastmlp.nn.losses import LOSSES, OUTPUTS, canonical_loss, parse_loss
 from fastmlp.nn.names import canonical_name
 from fastmlp.nn.philox import generator
@@ -113,8 +113,10 @@ class Network(Summarized):
     init : initialization of the weights: he (same as he-normal), he-uniform, xavier or glorot (same as xavier-uniform),
         xavier-normal, pytorch (the default of torch.nn.Linear: weights and biases are uniform between -1/sqrt(fan_in) and
         1/sqrt(fan_in)), uniform (between -0.05 and 0.05) or normal (standard deviation 0.05). A number after a colon sets the
-        scale, as in "normal:0.1". Except for pytorch, biases are initialized to zero.
+        scale, as in "normal:0.1"
     hidden : sizes of the hidden layers: one number, or a sequence, which can be empty; None for one layer with 128 units
+    random_biases : whether the initial biases are drawn from the distribution of the weights of their layer, instead of being
+        zero; with the initialization pytorch, they always are
 
     Raises
     ------
@@ -139,6 +141,7 @@ class Network(Summarized):
     label_smoothing: float = 0.0
     init: str = "he"
     hidden: Sequence[int] | int | None = None
+    random_biases: bool = False
 
     def __new__(cls, *args: Any, **given: Any) -> Network:
         """Check the names of the arguments before `__init__`, to suggest the right ones."""
@@ -157,6 +160,7 @@ class Network(Summarized):
         for rate in self.dropout:  # type: ignore[union-attr]  # converted to a tuple above
             check_number("dropout", rate, lambda x: 0 <= x < 1, "at least 0 and below 1")
         self._check_loss()
+        check_switch("random_biases", self.random_biases)
         name, _, scale = canonical_init(self.init).partition(":")
         name = ALIASES.get(name, name)
         set_field(self, "init", f"{name}:{scale}" if scale else name)
@@ -298,7 +302,8 @@ class Network(Summarized):
         """Return the initial parameters as a vector, (parameters,) of `dtype`.
 
         The weights are drawn in float64 from the stream "weights" of `philox.generator`, with the layer index as the counter.
-        If `init` is pytorch, the biases of a layer are drawn after its weights; otherwise, they are 0.
+        If `random_biases` is true or `init` is pytorch, the biases of a layer are drawn after its weights; otherwise, they are
+        0.
         """
         vector = np.zeros(self.parameters, np.float64)
         name, _, text = self.init.partition(":")
@@ -306,7 +311,7 @@ class Network(Summarized):
         for index, (w, b) in enumerate(self.views(vector)):
             scale = float(text) if text else scale_of(*w.shape)
             draw = generator(seed, "weights", index)
-            for values in (w, b) if name == "pytorch" else (w,):
+            for values in (w, b) if self.random_biases or name == "pytorch" else (w,):
                 uniform = distribution == "uniform"
                 values[:] = draw.uniform(-scale, scale, values.shape) if uniform else draw.normal(0, scale, values.shape)
         return vector.astype(dtype)

@@ -57,7 +57,7 @@ INSTEAD = {
     "hidden": "fastmlp.Network(hidden=(128,))",
     **{
         name: NETWORK.format(name)
-        for name in ("activation", "dropout", "loss", "output", "l1", "l2", "label_smoothing", "init")
+        for name in ("activation", "dropout", "loss", "output", "l1", "l2", "label_smoothing", "init", "random_biases")
     },
     "validation_data": "the pair as the third argument: train(network, (x, y), (x_validation, y_validation))",
     "max_epochs": "epochs",

@@ -92,6 +92,7 @@ def test_every_setting_of_the_network_is_passed_on() -> None:
         l2=0.2,
         label_smoothing=0.3,
         init="normal:0.4",
+        random_biases=True,
     )
     expected = Network(
         (7, 6, 5, 4),
@@ -103,6 +104,7 @@ def test_every_setting_of_the_network_is_passed_on() -> None:
         l2=0.2,
         label_smoothing=0.3,
         init="normal:0.4",
+        random_biases=True,
     )
     assert config.network(7, 4) == expected
 

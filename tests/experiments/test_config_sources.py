@@ -45,6 +45,7 @@ TEXTS = {
     "l1": ("1e-5", "1e-4"),
     "l2": ("1e-5", "1e-4"),
     "init": ("xavier", "normal:0.1"),
+    "random_biases": ("on", "false"),
     "optimizer": ("sgd", "nesterov"),
     "lr": ("0.5", "1"),
     "momentum": ("0.5", "0.6"),

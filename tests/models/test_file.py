@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import pickle
 import struct
@@ -208,6 +209,12 @@ def forge(path: Path, tensors: dict[str, Any] | None = None, text: str | None = 
 
 def test_forge_without_changes_writes_a_valid_file(tmp_path: Path) -> None:
     assert load(forge(tmp_path / "a")).network == NETWORK
+
+
+def test_a_file_without_a_field_of_the_network_that_was_added_later_has_its_default(tmp_path: Path) -> None:
+    older = {name: value for name, value in dataclasses.asdict(NETWORK).items() if name not in ("hidden", "random_biases")}
+    assert load(forge(tmp_path / "a", network=older)).network == NETWORK
+    assert load(forge(tmp_path / "b", network=older | {"random_biases": True})).network.random_biases is True
 
 
 W = np.ones((4, 3), np.float32)

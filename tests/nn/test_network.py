@@ -111,10 +111,11 @@ SCALES = {
 }
 
 
+@pytest.mark.parametrize("random_biases", [False, True])
 @pytest.mark.parametrize("init", [*INITIALIZERS, "uniform:0.3", "normal:0.3", "he-normal:0.3", "pytorch:0.3"])
-def test_initial_weights_have_their_distribution(init: str) -> None:
+def test_initial_weights_have_their_distribution(init: str, random_biases: bool) -> None:
     """In each layer, the weights have the expected mean and standard deviation (within five standard errors) and range."""
-    network = Network(WIDE, init=init)
+    network = Network(WIDE, init=init, random_biases=random_biases)
     name, _, given = network.init.partition(":")
     for w, b in network.views(network.initial_parameters(3, np.float64)):
         scale = float(given) if given else SCALES[name](*w.shape)
@@ -127,12 +128,13 @@ def test_initial_weights_have_their_distribution(init: str) -> None:
             assert 0.99 * scale < np.abs(w).max() <= scale
         else:
             assert 3.5 * scale < np.abs(w).max() < 6 * scale
-        if name != "pytorch":
+        if name != "pytorch" and not random_biases:
             assert (b == 0).all()
             continue
         assert abs(b.mean()) < 5 * deviation / math.sqrt(b.size)
-        assert b.std() == pytest.approx(deviation, rel=5 * math.sqrt(0.8 / 4 / b.size))
-        assert 0.9 * scale < np.abs(b).max() <= scale
+        assert b.std() == pytest.approx(deviation, rel=5 * math.sqrt((0.8 if uniform else 2.0) / 4 / b.size))
+        if uniform:
+            assert 0.9 * scale < np.abs(b).max() <= scale
 
 
 def test_pytorch_initialization_has_the_range_of_torch() -> None:
@@ -146,15 +148,16 @@ def test_pytorch_initialization_has_the_range_of_torch() -> None:
                 assert np.abs(ours).max() == pytest.approx(float(parameter.detach().abs().max()), rel=0.02)
 
 
+@pytest.mark.parametrize("random_biases", [False, True])
 @pytest.mark.parametrize("init", INITIALIZERS)
-def test_initial_weights_are_the_first_numbers_of_their_stream(init: str) -> None:
+def test_initial_weights_are_the_first_numbers_of_their_stream(init: str, random_biases: bool) -> None:
     """The weights of a layer are drawn first, so random biases do not change them."""
-    network = Network((5, 4, 3), init=init)
+    network = Network((5, 4, 3), init=init, random_biases=random_biases)
     for index, (w, b) in enumerate(network.views(network.initial_parameters(7, np.float64))):
         draw, scale = generator(7, "weights", index), SCALES[init](*w.shape)
         values = draw.normal(0, scale, 1000) if "normal" in init else draw.uniform(-scale, scale, 1000)
         assert np.array_equal(w.ravel(), values[: w.size])
-        assert np.array_equal(b, values[w.size :][: b.size] if init == "pytorch" else np.zeros(b.size))
+        assert np.array_equal(b, values[w.size :][: b.size] if random_biases or init == "pytorch" else np.zeros(b.size))
 
 
 def test_every_initializer_is_tested() -> None:
@@ -238,6 +241,7 @@ BAD: list[tuple[dict[str, Any], str]] = [
     ({"label_smoothing": 1.0}, "label_smoothing must be"),
     ({"label_smoothing": -0.1}, "label_smoothing must be"),
     ({"label_smoothing": math.nan}, "label_smoothing must be"),
+    ({"random_biases": "yes"}, "random_biases must be True or False, not 'yes'"),
     ({"init": "xaver"}, "did you mean 'xavier'"),
     ({"init": "normal:x"}, "not a finite number"),
     ({"init": "normal:-1"}, "must not be negative"),

@@ -215,6 +215,9 @@ class TrainConfig(DataSettings):
         Network.init,
         f"Initialization of the weights: {', '.join(INITS)}; normal:0.1 sets the scale. pytorch also draws the biases.",
     )
+    random_biases: bool = network_setting(
+        BOOLEAN, Network.random_biases, "Draw the biases from the same distribution as the weights; otherwise, they are zero."
+    )
     l1: float = network_setting(FLOAT, Network.l1, "L1 penalty on the weights.")
     l2: float = network_setting(FLOAT, Network.l2, "L2 penalty on the weights.")
     loss: str | None = network_setting(
