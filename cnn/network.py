@@ -270,6 +270,18 @@ def default_layer(network: nn.Module) -> str:
     return names[names.index(f"body.{network.head}") - 1]
 
 
+def last_hidden_layer(network: nn.Module) -> str:
+    """Return the name of the layer before the output layer."""
+    return default_layer(network) if isinstance(network, Backbone) else [name for name, _ in network.named_children()][-2]
+
+
+def output_layer(network: nn.Module) -> nn.Linear:
+    """Return the output layer of a network."""
+    found = network.body.get_submodule(network.head) if isinstance(network, Backbone) else network.get_submodule(OUTPUT)
+    assert isinstance(found, nn.Linear)
+    return found
+
+
 def up_to(network: nn.Module, layer: str) -> nn.Module:
     """Return the network truncated after a layer. Its output is flattened to shape (n, features).
 

@@ -7,8 +7,8 @@ The settings have the names of the fields of `description.Block`, `description.D
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import fields
+from collections.abc import Callable, Mapping
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -21,7 +21,7 @@ from .description import AnyDescription, BackboneDescription, Block, Description
 from .extractor import REEXTRACT, Extractor, from_bytes, make_network
 from .files import Source
 from .images import Augmentation, Images, Pixels, Scaling
-from .network import Backbone, load_weights
+from .network import Backbone, last_hidden_layer, load_weights, output_layer
 from .training import Evaluation, Settings, Split, Trainer, TrainResult, Watch, evaluate, pick_device
 
 CUSTOM = "cnn"  # value of `backbone` for a network that the settings describe block by block
@@ -53,6 +53,38 @@ class TrainedExtractor(NamedTuple):
     extractor: Extractor
     trained: TrainResult
     figures: dict[str, Evaluation]
+
+
+class Classifier(NamedTuple):
+    """A network as an extractor of the outputs of its last hidden layer, and the output layer.
+
+    extractor : the result of `Extractor.to_bytes`
+    weight, bias : of the output layer, of shapes (features, classes) and (classes,), float32
+    """
+
+    extractor: bytes
+    weight: npt.NDArray[np.float32]
+    bias: npt.NDArray[np.float32]
+
+
+class Snapshot(NamedTuple):
+    """The network after an epoch of the training, whose weights change in the next epoch. `splits` has no test split."""
+
+    prepared: Prepared
+    network: torch.nn.Module
+    scaling: Scaling
+    splits: Mapping[str, Split]
+
+    def evaluate(self) -> dict[str, Evaluation]:
+        """Return the metrics and predictions on the splits "train" and, if present, "validation"."""
+        return {name: evaluate(self.network, one, self.prepared.settings.autocast) for name, one in self.splits.items()}
+
+    def classifier(self) -> Classifier:
+        """Return the whole network as an extractor and its output layer."""
+        output = output_layer(self.network)
+        weight, bias = (value.detach().cpu().numpy().copy() for value in (output.weight.T, output.bias))
+        extractor = Extractor(self.prepared.description, self.network, self.scaling, last_hidden_layer(self.network))
+        return Classifier(extractor.to_bytes(), weight, bias)
 
 
 def prepare(options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Prepared:
@@ -94,6 +126,7 @@ def train(
     scaling: tuple[npt.NDArray[np.float32], npt.NDArray[np.float32]],
     watch: Watch,
     checkpoint: tuple[bytes, str] | None = None,
+    snapshot: Callable[[int, Snapshot], None] | None = None,
 ) -> TrainedExtractor:
     """Train on the split "train", select the best epoch on the split "validation" if present, and evaluate all splits.
 
@@ -104,6 +137,7 @@ def train(
     scaling : shift and factor, as in `images.Scaling`
     watch : callbacks
     checkpoint : content and file name of the checkpoint to resume from; None trains from the start
+    snapshot : called after each epoch, before its checkpoint is written, with the epoch number and the network
 
     Raises
     ------
@@ -113,6 +147,9 @@ def train(
     scale = Scaling(*scaling)
     splits = make_splits(prepared, parts, scale)
     network = initial_network(prepared.description, prepared.settings, prepared.options)
+    if snapshot is not None:
+        shown = Snapshot(prepared, network, scale, {name: one for name, one in splits.items() if name != "test"})
+        watch = replace(watch, weights=lambda epoch: snapshot(epoch, shown))
     trainer = Trainer(network, splits["train"], splits.get("validation"), prepared.settings, watch)
     if checkpoint is not None:
         trainer.resume(*checkpoint)

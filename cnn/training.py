@@ -135,6 +135,7 @@ class Watch:
         images, the mean loss and the accuracy of the epoch so far, and the number of images per second
     epoch : called after each epoch with the entry that was appended to the history
     checkpoint : called after each epoch with the content of a checkpoint; `Trainer.resume` needs only the latest one
+    weights : called after each epoch, before `checkpoint`, with the epoch number; the network has the weights of this epoch
     stop : called before each epoch and after each mini-batch; if it returns True, the training ends and the current epoch
         is discarded
     """
@@ -143,6 +144,7 @@ class Watch:
     epoch: Callable[[EpochLog], None] = lambda log: None
     checkpoint: Callable[[bytes], None] | None = None
     stop: Callable[[], bool] = lambda: False
+    weights: Callable[[int], None] = lambda epoch: None
 
 
 def pick_device(name: str) -> torch.device:
@@ -241,6 +243,7 @@ class Trainer:
                 self.best_epoch, self.best_score = log["epoch"], score
             if self.kept_epoch == log["epoch"]:
                 self.kept_network = copy.deepcopy(self.network.state_dict())
+            self.watch.weights(log["epoch"])  # first: a run that is killed before the checkpoint repeats the epoch
             if self.watch.checkpoint:
                 self.watch.checkpoint(self.checkpoint())
             self.watch.epoch(log)

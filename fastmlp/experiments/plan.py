@@ -20,7 +20,7 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import Splits, split, training_rows
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
-from fastmlp.experiments.config.train import TrainConfig
+from fastmlp.experiments.config.train import DataSettings, TrainConfig
 from fastmlp.files import converted, json_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network
@@ -120,10 +120,10 @@ def load(config: TrainConfig, progress: bool) -> Dataset:
     )
 
 
-def check_splits(config: TrainConfig, names: Collection[str]) -> None:
+def check_splits(config: DataSettings, names: Collection[str]) -> None:
     """Raise ConfigError if a setting needs a split that is not in `names`."""
     for name, needed in (("min_accuracy", "test"), ("predictions", "test"), ("val_steps", "validation")):
-        if (value := getattr(config, name)) is not None and value is not False and needed not in names:
+        if (value := getattr(config, name, None)) is not None and value is not False and needed not in names:
             raise ConfigError(
                 f"{name} needs a {needed} split; set {SPLIT_SETTINGS[needed]}, or leave {name} out",
                 settings=(name, SPLIT_SETTINGS[needed]),

@@ -1,15 +1,17 @@
 """Files that a run writes before and during training: settings, data, checkpoints, and metrics after each epoch.
 
-`Recorder` also shows the progress. `PeriodicSaver` is a callback of the training loop that saves per-class metrics and models
-at intervals. `RunCheckpoints` writes the checkpoints, and keeps the other files consistent with them.
+`Recorder` also shows the progress. `EpochFiles` saves per-class metrics and models at intervals: for MLPs, it is called by
+`PeriodicSaver`, a callback of the training loop, and for convolutional networks by features/outputs.py. `RunCheckpoints` writes
+the checkpoints, and keeps the other files consistent with them.
 """
 
 from __future__ import annotations
 
 import contextlib
 import dataclasses
+from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -50,6 +52,56 @@ FILES = (FILE_NAME, RESULT_NAME, MANIFEST_NAME, *PICTURES, *OPTIONAL_FILES, *LOG
 FOLDERS = {CHECKPOINTS_NAME: CHECKPOINT_FILES, MODELS_NAME: EPOCH_MODELS}
 
 
+class EpochFiles(NamedTuple):
+    """Per-class metrics and models that a run saves at intervals.
+
+    folder : folder of the files
+    per_class_every, save_every : see `TrainConfig`
+    prefix : start of the names of the files
+    """
+
+    folder: Path
+    per_class_every: int | None = None
+    save_every: int | None = None
+    prefix: str = ""
+
+    @property
+    def classes(self) -> Path:
+        """Path of the file with a line of per-class metrics for each evaluated epoch."""
+        return self.folder / f"{self.prefix}{CLASSES_NAME}"
+
+    @property
+    def models(self) -> Path:
+        """Folder of the models."""
+        return self.folder / f"{self.prefix}{MODELS_NAME}"
+
+    def write(self, epoch: int, metrics: Callable[[], Mapping[str, Any]], save: Callable[[Path], None]) -> None:
+        """Write the files of an epoch, if it is one of those that are saved.
+
+        metrics : function that returns the result of `metrics.classification_metrics` for each split, by name
+        save : function that saves the model to a path
+        """
+        if self.per_class_every and epoch % self.per_class_every == 0:
+            append_line(self.classes, {"epoch": epoch, **metrics()})
+        if self.save_every and epoch % self.save_every == 0:
+            make_folders(self.models)
+            save(self.models / EPOCH_MODEL.format(epoch))
+
+    def truncate(self, epochs: int) -> None:
+        """Remove the lines and models of the epochs after the given number of epochs, and damaged lines."""
+        if exists(self.classes):
+            lines = [line for line in read_bytes(self.classes).splitlines() if 0 < epoch_of(line) <= epochs]
+            write_bytes(self.classes, b"".join(line + b"\n" for line in lines))
+        kept = {EPOCH_MODEL.format(epoch) for epoch in range(1, epochs + 1)}
+        models = [path.name for path in files_matching(self.models, EPOCH_MODELS)]
+        remove_files(self.models, [name for name in models if name not in kept])
+
+    def sync(self) -> None:
+        """Return when the lines are on the disk. The models are, since they are written atomically."""
+        if exists(self.classes):
+            sync(self.classes)
+
+
 class PeriodicSaver:
     """Callback that saves per-class metrics and models at intervals, with the current weights instead of the best ones.
 
@@ -70,21 +122,17 @@ class PeriodicSaver:
     """
 
     def __init__(self, folder: Path, config: TrainConfig, model: Model, splits: Splits) -> None:
-        self.folder, self.config, self.model = folder, config, model
+        self.files, self.model = EpochFiles(folder, config.per_class_every, config.save_every), model
         self.splits = {name: splits[name] for name in ("train", "validation") if name in splits}
 
     def __call__(self, row: EpochLog, engine: Engine) -> None:
-        epoch = row["epoch"]
         if row["rows"] < len(self.splits["train"]):  # a signal or max_time ended the epoch early
             return
-        if self.config.per_class_every and epoch % self.config.per_class_every == 0:
-            metrics = {name: self._metrics(engine, rows) for name, rows in self.splits.items()}
-            append_line(self.folder / CLASSES_NAME, {"epoch": epoch} | metrics)
-        if self.config.save_every and epoch % self.config.save_every == 0:
-            kept = dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters)
-            path = self.folder / MODELS_NAME / EPOCH_MODEL.format(epoch)
-            make_folders(path.parent)
-            kept.save(path)
+        self.files.write(
+            row["epoch"],
+            lambda: {name: self._metrics(engine, rows) for name, rows in self.splits.items()},
+            lambda path: dataclasses.replace(self.model, parameters=engine.state(slots=False).parameters).save(path),
+        )
 
     def _metrics(self, engine: Engine, rows: CheckedRows) -> dict[str, Any]:
         _, predicted = measure(self.model.network, engine, rows.x, rows.y)
@@ -182,8 +230,7 @@ class RunCheckpoints(Checkpoints):
 
     def write(self, checkpoint: Checkpoint, engine: Engine) -> None:
         """Write a checkpoint; see `Checkpoints.write`."""
-        if exists(self.run / CLASSES_NAME):
-            sync(self.run / CLASSES_NAME)  # its lines are not part of the checkpoint
+        EpochFiles(self.run).sync()  # the lines are not part of the checkpoint
         super().write(checkpoint._replace(model=with_inputs(checkpoint.model, self.plan.data)), engine)
 
     def remove(self) -> None:
@@ -199,12 +246,7 @@ def restore_logs(folder: Path, history: History) -> None:
     """Set the logs of a run to the state after the epochs in `history`, and remove models of later epochs."""
     write_bytes(folder / METRICS_NAME, metrics_bytes(history))
     write_bytes(folder / TIMINGS_NAME, b"".join(json_bytes(log_lines(row)[1]) for row in history))
-    if exists(folder / CLASSES_NAME):
-        lines = [line for line in read_bytes(folder / CLASSES_NAME).splitlines() if 0 < epoch_of(line) <= len(history)]
-        write_bytes(folder / CLASSES_NAME, b"".join(line + b"\n" for line in lines))
-    models = [path.name for path in files_matching(folder / MODELS_NAME, EPOCH_MODELS)]
-    kept = {EPOCH_MODEL.format(row["epoch"]) for row in history}
-    remove_files(folder / MODELS_NAME, [name for name in models if name not in kept])
+    EpochFiles(folder).truncate(len(history))
 
 
 class _LogLine(msgspec.Struct):

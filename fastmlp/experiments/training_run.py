@@ -133,5 +133,14 @@ def periodic_saver(plan: RunPlan, folder: Path) -> PeriodicSaver:
     """Return the callback that saves models and per-class metrics of a run at intervals."""
     network, settings, data = plan.task
     start, classes = np.zeros(network.parameters, settings.dtype), plan.data.classes
-    model = Model(network, start, data.scaling, classes, backend=settings.backend, image_stats=data.image_stats)
+    model = Model(
+        network,
+        start,
+        data.scaling,
+        classes,
+        backend=settings.backend,
+        target_scaling=data.target_scaling,
+        text_labels=data.text_labels,
+        image_stats=data.image_stats,
+    )
     return PeriodicSaver(folder, plan.config, with_inputs(model, plan.data), plan.splits)

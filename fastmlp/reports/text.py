@@ -72,8 +72,8 @@ def result_table(result: Mapping[str, Any], *, color: bool = False) -> str:
     ----------
     result : content of `result.json`: any of `data`, `network`, `test` and `validation` (metrics or None),
         `epochs`, `best_epoch`, `seconds_per_epoch`, `gflops`, `parameters`, `backend`, `threads`, `seed`,
-        `settings`, `out`, and `cnn`, the metrics of the CNN that extracted the features. Absent keys are omitted from the
-        table; None is shown as "-".
+        `settings`, `out`, `features` (a file), and `cnn`, the metrics of the CNN that extracted the features. Absent keys are
+        omitted from the table; None is shown as "-".
     color : whether to print headings in bold by means of terminal escape codes
 
     Returns
@@ -114,6 +114,7 @@ def _summary(result: Mapping[str, Any]) -> Iterator[tuple[str, str]]:
         "threads": ("threads", "d"),
         "seed": ("seed", "d"),
         "out": ("run folder", ""),
+        "features": ("features", ""),
     }
     for key, name in (("data", "data set"), ("network", "network")):
         if key in result:

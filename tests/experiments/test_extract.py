@@ -145,7 +145,7 @@ def test_a_chained_model_takes_images(home: Path, made: dict[str, Any]) -> None:
     assert len(ok("predict", "one", "features.npz").stdout.splitlines()) == 1
 
 
-CNN_PICTURES = {"cnn-curves", "filters", "maps", "projection", "cnn-mistakes"}
+CNN_FILES = {"cnn-report", "cnn-curves", "filters", "maps", "projection", "cnn-mistakes"}
 PARTS = ("train", "validation", "test")
 
 
@@ -155,9 +155,9 @@ def test_pictures_of_both_stages(home: Path, monkeypatch: pytest.MonkeyPatch) ->
     ok("extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1"), "--out", "features.npz", "-q")
     ok("extract", "--data", home / "images.npz", *override(SMALL, "--epochs", "1"), "train", *MLP, "--out", "run", "-q")
     beside = {file.stem for file in Path("features-pictures").iterdir()}
-    assert beside == CNN_PICTURES | {f"cnn-confusion-{part}" for part in PARTS}
+    assert beside == CNN_FILES | {f"cnn-confusion-{part}" for part in PARTS}
     in_run = {file.stem for file in Path("run").glob("*.png")}
-    assert in_run == beside | {"confusion", "confusion-validation", "confusion-train", "curves", "mistakes"}
+    assert in_run | {"cnn-report"} == beside | {"confusion", "confusion-validation", "confusion-train", "curves", "mistakes"}
     assert all(file.read_bytes().startswith(b"\x89PNG") for file in Path("run").glob("*.png"))
 
 

@@ -20,7 +20,7 @@ from support.signals import interrupted
 from fastmlp.data import features as feature_files
 from fastmlp.data.load import load_data
 from fastmlp.experiments.features import chain, extraction
-from fastmlp.experiments.features.extraction import picture_names
+from fastmlp.experiments.features.outputs import output_names
 from fastmlp.experiments.folder import locked_file
 from fastmlp.files.locks import TEMPORARY
 
@@ -29,7 +29,7 @@ pytestmark = pytest.mark.full
 PATIENCE = 120  # timeout in seconds, long enough for a slow, busy machine; a process usually takes a few seconds
 SMALL = ["--filters", "4,6", "--dense", "8", "--epochs", "3", "--lr", "0.003", "--batch-size", "16", "--device", "cpu"]
 MLP = ["--hidden", "8", "--epochs", "3", "--backend", "numpy"]
-PICTURES = picture_names(("train", "validation", "test"))
+OUTPUTS = output_names(("train", "validation", "test"))
 
 
 @pytest.fixture(scope="module")
@@ -141,12 +141,12 @@ def test_a_run_that_is_killed_while_it_plots(home: Path, monkeypatch: pytest.Mon
     kill("fastmlp.experiments.features.pictures:plot_maps:1", *arguments)
     folder = Path("f-pictures")
     before = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert sorted(before) == sorted(PICTURES[:5])
+    assert sorted(before) == sorted(OUTPUTS[:5])
     features = Path("f.npz").stat().st_mtime_ns
     again = ok(*arguments).stderr
-    assert "nothing to extract\nf-pictures lacks maps.png, projection.png, cnn-mistakes.png; plotting" in again
+    assert "nothing to extract\nf-pictures lacks maps.png, projection.png, cnn-mistakes.png, cnn-report.txt; writing" in again
     after = {path.name: path.read_bytes() for path in folder.iterdir()}
-    assert sorted(after) == sorted(PICTURES)
+    assert sorted(after) == sorted(OUTPUTS)
     assert {name: after[name] for name in before} == before
     times = [path.stat().st_mtime_ns for path in folder.iterdir()]
     assert ok(*arguments).stderr.endswith("nothing to extract\n")
@@ -157,7 +157,7 @@ def test_a_run_that_is_killed_while_it_plots(home: Path, monkeypatch: pytest.Mon
 def test_figures_of_features_that_are_replaced_are_removed(home: Path) -> None:
     """Otherwise, if the run were killed before it plotted the new figures, the next run would keep the old ones."""
     Path("p").mkdir()
-    for name in (*PICTURES, "mine.png"):
+    for name in (*OUTPUTS, "mine.png"):
         Path("p", name).touch()
     ok("extract", "--data", home / "images.npz", *SMALL, "--out", "f.npz", "--pictures", "p", "-q")  # plots nothing, see DRAWN
     assert [path.name for path in Path("p").iterdir()] == ["mine.png"]
@@ -243,7 +243,7 @@ def test_a_finished_recipe_without_figures_gets_them(home: Path, monkeypatch: py
     monkeypatch.setattr(chain, "draw_chain", lambda found, folder: drawn.append(folder))
     ok(*arguments, **settings)
     assert drawn == [folder]
-    for name in chain.chain_picture_names(("train", "validation", "test")):
+    for name in chain.chain_output_names(("train", "validation", "test")):
         (folder / name).touch()
     ok(*arguments, **settings)
     assert drawn == [folder]

@@ -67,6 +67,19 @@ def test_a_saved_model_is_evaluated_on_the_parts_of_its_run(monkeypatch: pytest.
     assert json.loads(ok("evaluate", file.name, *source, "--json").stdout)["complete"] is False
 
 
+def test_a_saved_model_predicts_labels_and_targets_as_the_model_of_the_run() -> None:
+    """The labels of text stay texts, and the targets are on their scale."""
+    x = np.random.default_rng(0).random((60, 3))
+    for name, y in (("texts", np.array(["7", "8"])[(x[:, 0] > 0.5).astype(int)]), ("numbers", 1000 + 50 * x[:, 0])):
+        np.savez(f"{name}.npz", x=x, y=y)
+        given = {"data": f"{name}.npz", "task": "regression" if name == "numbers" else "classification", "epochs": 2}
+        folder = run(name, **given, val_fraction=0, save_every=2)
+        models = [load(path, backend="numpy") for path in (folder, folder / "models" / "epoch-0002.safetensors")]
+        of_run, saved = (model.predict(x) for model in models)
+        assert saved.dtype == of_run.dtype
+        assert np.array_equal(saved, of_run)
+
+
 def test_classes_are_told_of_their_epochs() -> None:
     folder = run("a", epochs=5, patience=0, per_class_every=2, save_every=2)
     lines, plan = read_lines(folder / "classes.jsonl"), make_plan(TrainConfig(**COMMON))

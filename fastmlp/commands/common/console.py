@@ -131,16 +131,23 @@ def show_files(files: list[Any], as_json: bool) -> None:
 
 
 def show_extraction(result: Mapping[str, Any], as_json: bool) -> None:
-    """Write the result of a feature extraction to stdout, as a JSON object or as a few lines of text."""
+    """Write the result of a feature extraction to stdout, as a JSON object or as the table of the convolutional network."""
+    from fastmlp.reports.text import print_result
+
     if as_json:
         show_json(result)
         return
-    figures = result["cnn"]
-    shown = {"features": printable(result["out"])} if result["out"] else {}
-    best = f" (best {figures['best_epoch']})" if result["settings"].get("restore_best", True) else ""
-    shown |= {"epochs": f"{figures['epochs']}{best}"}
-    shown |= {f"{part} accuracy": f"{figures[part]['accuracy']:.4f}" for part in ("validation", "test") if part in figures}
-    show("\n".join(f"{name:<20}{value}" for name, value in shown.items()))
+    names = ("test", "validation", "train", "epochs", "best_epoch")
+    shown = {name: result["cnn"][name] for name in names if name in result["cnn"]}
+    with writing_results():
+        print_result(
+            {
+                "data": result["images"]["name"],
+                "settings": result["settings"],
+                **shown,
+                **({"features": result["out"]} if result["out"] else {}),
+            }
+        )
 
 
 # ------------------------------------------------------------------------------------------------ errors

@@ -26,6 +26,7 @@ from fastmlp.experiments.config.fields import (
 )
 from fastmlp.experiments.config.train import (
     DataSettings,
+    check_intervals,
     data_setting,
     fields_of,
     network_setting,
@@ -43,6 +44,9 @@ RATES_HELP = ", ".join(f"{rate:g} for {name}" for name, rate in DEFAULT_LEARNING
 ADDED = {"shuffle": True, "restore_best": True}
 # Data settings that `extract` passes on to a training run on the features.
 INHERITED = tuple(name for name in fields_of(DataSettings) if name not in ("scale", "seed"))
+# Settings that do not change the features.
+NOT_IN_KEY = {"device", "data_dir", "skip_bad", "max_decompressed"}
+NOT_IN_KEY |= {"out", "pictures", "force", "resume", "per_class_every", "save_every", "predictions"}
 CNN = "cnn"  # name of the backbone that is built from the settings of blocks, such as `filters` and `kernel`
 
 # Valid names in fastmlp.cnn, which is not imported here because it needs PyTorch. A test checks that they are the same.
@@ -138,13 +142,27 @@ class ExtractConfig(DataSettings):
         "[default: DATA-NETWORK.npz, or a folder if the features exceed 1 GiB].",
         common=True,
     )
-    pictures: str | None = result_setting(FOLDER, None, "Folder for the figures [default: next to `out`, or the run folder].")
+    pictures: str | None = result_setting(
+        FOLDER, None, "Folder for the figures and reports [default: next to `out`, or the run folder]."
+    )
+    per_class_every: int | None = result_setting(
+        INTEGER,
+        None,
+        "Every N epochs, write per-class metrics and confusion matrices to cnn-classes.jsonl; plot them in cnn-classes.png.",
+    )
+    save_every: int | None = result_setting(INTEGER, None, "Save the CNN every N epochs in the subfolder cnn-models.")
+    predictions: bool = result_setting(
+        BOOLEAN,
+        False,
+        "Write cnn-predictions.txt with the test loss, the accuracy, and the true and predicted class of each image.",
+    )
     force: bool = result_setting(BOOLEAN, False, "Replace `out` if it was made with other settings.")
     resume: bool = result_setting(BOOLEAN, True, "Resume an interrupted run from its checkpoint.")
 
     def __post_init__(self) -> None:
         super().__post_init__()
         self.complete({"task": "classification"})
+        check_intervals(self)
         if self.task != "classification":
             raise ConfigError("extract trains a classifier, so task must be classification; leave it out")
         if self.weights is not None and self.backbone == CNN:
@@ -169,6 +187,5 @@ class ExtractConfig(DataSettings):
         `skip_bad` is left out too, because the images determine the features, whether files were skipped or not. So are the
         values in `ADDED`.
         """
-        names = ("out", "pictures", "force", "resume", "device", "data_dir", "skip_bad", "max_decompressed")
-        table = {name: value for name, value in self.table().items() if name not in names}
+        table = {name: value for name, value in self.table().items() if name not in NOT_IN_KEY}
         return {name: value for name, value in table.items() if name not in ADDED or value != ADDED[name]}

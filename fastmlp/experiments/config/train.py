@@ -334,9 +334,7 @@ class TrainConfig(DataSettings):
         for name in ("patience", "min_delta", "checkpoint_seconds"):
             if (getattr(self, name) or 0) < 0:
                 raise ConfigError(f"{name} must be 0 or more, not {getattr(self, name)}", settings=(name,))
-        for name in ("per_class_every", "save_every"):
-            if (value := getattr(self, name)) is not None and value < 1:
-                raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out to disable it", settings=(name,))
+        check_intervals(self)
         if self.schedule == PLATEAU and self.lr_warmup:
             raise ConfigError("schedule plateau has no warm-up; leave lr_warmup out", settings=("lr_warmup", "schedule"))
         if self.task == "regression":
@@ -395,6 +393,13 @@ class TrainConfig(DataSettings):
 def fields_of(settings: type[DataSettings]) -> dict[str, dataclasses.Field[Any]]:
     """Return the dataclass fields of a settings class, by name."""
     return {one.name: one for one in dataclasses.fields(settings)}
+
+
+def check_intervals(config: DataSettings) -> None:
+    """Raise ConfigError if the interval at which a run saves per-class metrics or models is not positive."""
+    for name in ("per_class_every", "save_every"):
+        if (value := getattr(config, name)) is not None and value < 1:
+            raise ConfigError(f"{name} must be 1 or more, not {value}; leave it out to disable it", settings=(name,))
 
 
 FIELDS = fields_of(TrainConfig)

@@ -16,7 +16,8 @@ from fastmlp.data.splits import split
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.features.extraction import Extracted, Tools, extract_run, picture_names
+from fastmlp.experiments.features.extraction import Extracted, Tools, extract_run
+from fastmlp.experiments.features.outputs import output_names, publish
 from fastmlp.experiments.features.pictures import draw_extraction, images_of
 from fastmlp.experiments.folder import check_free
 from fastmlp.experiments.mistakes import MISTAKES_PICTURE
@@ -70,6 +71,7 @@ def extract_and_train(
     run = run_training(
         dataclasses.replace(config, data=extracted.source), quiet=quiet, say=say, data=extracted.data, resume=resume
     )
+    publish(extracted, Path(run.result["out"]), say)
     if not run.signal:
         draw_chain(extracted, Path(run.result["out"]))
     return ChainResult(extracted, run, run.signal)
@@ -91,9 +93,9 @@ def draw_finished(
     return extracted.signal
 
 
-def chain_picture_names(splits: Collection[str]) -> list[str]:
-    """Return the file names of the figures that `draw_chain` plots for the given splits."""
-    return [*picture_names(splits), *([MISTAKES_PICTURE] if "test" in splits else [])]
+def chain_output_names(splits: Collection[str]) -> list[str]:
+    """Return the names of the files that `draw_chain` writes for the given splits in every run."""
+    return [*output_names(splits), *([MISTAKES_PICTURE] if "test" in splits else [])]
 
 
 def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
@@ -116,7 +118,7 @@ def check_chain(images: ExtractConfig, config: TrainConfig) -> None:
 
 
 def draw_chain(found: Extracted, folder: Path) -> None:
-    """Plot the figures of the extraction, and the images that the MLP gets wrong, into the run folder."""
+    """Write the figures and reports of the extraction, and plot the images that the MLP gets wrong, into the run folder."""
     draw_extraction(found, folder)
     model, data = load(folder), found.data
     assert data is not None

@@ -11,7 +11,7 @@ import glob
 import hashlib
 import shutil
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol
@@ -37,10 +37,11 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.folder import RESULT_VERSION, locked_file, remove_files
+from fastmlp.experiments.features.outputs import EpochRecorder, labels_of, network_metrics, remove_outputs, remove_saved
+from fastmlp.experiments.folder import RESULT_VERSION, locked, locked_file, removed_if_empty
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say, check_splits
 from fastmlp.files import file_sha256, json_bytes, write_bytes
-from fastmlp.files.reading import exists, files_matching, is_file, read_bytes
+from fastmlp.files.reading import exists, files_matching, is_file, is_folder, read_bytes
 from fastmlp.training.progress import make_progress
 
 PIXEL = ("none", "unit", "symmetric", "zscore-global")  # scalings with one shift and one factor for all pixels
@@ -51,7 +52,15 @@ class Tools(Protocol):
 
     def prepare(self, options: Mapping[str, Any], image_shape: tuple[int, int, int], classes: int) -> Any: ...
 
-    def train(self, prepared: Any, parts: Any, scaling: Any, watch: Any, checkpoint: tuple[bytes, str] | None) -> Any: ...
+    def train(
+        self,
+        prepared: Any,
+        parts: Any,
+        scaling: Any,
+        watch: Any,
+        checkpoint: tuple[bytes, str] | None,
+        snapshot: Callable[[int, Any], None],
+    ) -> Any: ...
 
     def restore(self, prepared: Any, parts: Any, extractor: tuple[bytes, str], cnn: Mapping[str, Any]) -> Any: ...
 
@@ -86,6 +95,11 @@ class ExtractJob(NamedTuple):
         beside = self.out or Path(f"{self.images.name}-{self.prepared.label}")
         return beside.with_name(f"{beside.name}.{self.key[:12]}.checkpoint")
 
+    @property
+    def saved(self) -> Path:
+        """Folder of the per-class metrics and models that the run saves while it trains, see outputs.py."""
+        return self.kept.with_suffix(".saved")
+
     def writer(self, extractor: Extractor, provenance: Mapping[str, Any]) -> FeatureWriter | None:
         """Return a writer that saves the features of a trained network; None if the features stay in memory."""
         if self.out is None:
@@ -108,7 +122,7 @@ class ExtractJob(NamedTuple):
         """Message that says what an interrupted run has saved, and what the same command will do."""
         if not exists(self.kept):
             return "no checkpoint was saved, so the same command starts again, from the beginning"
-        saved = " and ".join(map(str, [self.kept, *self.partial]))
+        saved = " and ".join(map(str, [self.kept, *([self.saved] if is_folder(self.saved) else []), *self.partial]))
         continues = f"continues from {saved}"
         if not self.config.resume:
             return f"the same command starts again, from the beginning, because resume is false; if it is true, it {continues}"
@@ -159,8 +173,9 @@ def plan(config: ExtractConfig, tools: Tools, *, follows: TrainConfig | None, pr
     json_bytes([images.name, images.notes, config.key(), config.out])  # names that cannot be written are refused first
     if images.image_shape is None:
         raise DataError(f"{config.data}: not images; extract needs images, such as a folder of class folders or fashion-mnist")
-    if follows is not None:
-        check_splits(follows, split_names(images, **config.split_sizes()))
+    for one in (config, follows):
+        if one is not None:
+            check_splits(one, split_names(images, **config.split_sizes()))
     prepared = tools.prepare(vars(config), images.image_shape, len(images.classes))
     settings = {name: value for name, value in config.key().items() if name != "data"}  # `images.sha256` is used instead
     if config.weights is not None:  # hash the content of the file, not its path
@@ -212,10 +227,13 @@ def extract_run(
     for note in job.images.notes:
         say(note)
     with ExitStack() as stack:
-        # Features in memory need no lock: runs with the same key write the same checkpoints, and each write is atomic.
+        # Checkpoints need no lock: runs with the same key write the same ones, and each write is atomic.
         if job.out is not None:
             stack.enter_context(locked_file(job.out))
             recover(job.out)
+        elif config.per_class_every or config.save_every:
+            stack.enter_context(locked(job.saved))
+            stack.enter_context(removed_if_empty(job.saved))
         if (found := existing(job)) is None:
             return train_and_extract(job, quiet, say)
         say(f"{job.out}: exists and was made with these settings; nothing to extract")
@@ -277,12 +295,18 @@ def train(job: ExtractJob, signals: Signals, quiet: bool, say: Say) -> Any:
     if config.resume and exists(job.kept):
         checkpoint = (read_bytes(job.kept), str(job.kept))
         say(f"continuing from {job.kept}")
+    else:
+        remove_saved(job.saved)
+    recorder = EpochRecorder(job)
+
+    def write_checkpoint(data: bytes) -> None:
+        recorder.files.sync()  # the lines are not part of the checkpoint
+        write_bytes(job.kept, data)
+
     with make_progress(quiet=quiet, epochs=config.epochs) as display:
-        watch = job.tools.Watch(
-            display.update, display.epoch_done, lambda data: write_bytes(job.kept, data), lambda: bool(signals.received)
-        )
+        watch = job.tools.Watch(display.update, display.epoch_done, write_checkpoint, lambda: bool(signals.received))
         parts = {name: (one.x, one.y) for name, one in splits.items()}
-        return job.tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint)
+        return job.tools.train(job.prepared, parts, (scaling.shift[each], scaling.factor[each]), watch, checkpoint, recorder)
 
 
 def make_features(
@@ -315,16 +339,10 @@ def make_features(
     data = dataclasses.replace(data, provenance=provenance, extractor=made.extractor.to_bytes())
     if writer is None or job.out is None:
         return data, rate
-    if job.pictures is not None:  # figures of the features that are replaced
-        remove_files(job.pictures, picture_names(SPLIT_NAMES))
+    if job.pictures is not None:  # results of the network whose features are replaced
+        remove_outputs(job.pictures, SPLIT_NAMES)
     write_features(job.out, data, writer.folder)
     return read_features(job.out), rate
-
-
-def picture_names(splits: Iterable[str]) -> list[str]:
-    """Return the file names of the figures that pictures.py plots for the given splits, in the order in which it plots them."""
-    confusions = [f"cnn-confusion-{name}.png" for name in splits]
-    return ["cnn-curves.png", *confusions, "filters.png", "maps.png", "projection.png", "cnn-mistakes.png"]
 
 
 def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
@@ -336,13 +354,14 @@ def provenance_of(job: ExtractJob, made: Any) -> dict[str, Any]:
         **made.extractor.table(),
         "extractor_sha256": made.extractor.sha256,
         "images": {"name": job.images.name, "sha256": job.images.sha256, "stats": stats and dataclasses.asdict(stats)},
-        "cnn": figures_of(made),
+        "cnn": figures_of(job, made),
     }
 
 
-def figures_of(made: Any) -> dict[str, Any]:
-    """Return the convolutional network's loss and accuracy on each split, and its number of epochs, time and history."""
-    figures = {name: {"loss": one.loss, "accuracy": one.accuracy} for name, one in made.figures.items()}
+def figures_of(job: ExtractJob, made: Any) -> dict[str, Any]:
+    """Return the convolutional network's metrics of each split, and its number of epochs, time and history."""
+    labels = labels_of(job)
+    figures = {name: network_metrics(labels[name], one, job.images.classes) for name, one in made.figures.items()}
     trained = made.trained
     seconds = sum(row["seconds"] for row in trained.history)
     return {

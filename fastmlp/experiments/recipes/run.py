@@ -16,7 +16,7 @@ from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.sources import read_config, resolve, resolve_as
 from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
-from fastmlp.experiments.features.chain import chain_picture_names, draw_finished, extract_and_train
+from fastmlp.experiments.features.chain import chain_output_names, draw_finished, extract_and_train
 from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.features.pictures import draw_missing
 from fastmlp.experiments.folder import CONFIG_NAME, MANIFEST_NAME, RESULT_NAME, make_folder, read_result
@@ -153,7 +153,7 @@ def lacks_figures(job: RecipeJob) -> bool:
         return False
     result = job.result
     assert result is not None
-    names = chain_picture_names([name for name in SPLIT_NAMES if result[name] is not None])
+    names = chain_output_names([name for name in SPLIT_NAMES if result[name] is not None])
     return not all(exists(job.folder / name) for name in names)
 
 
