@@ -44,7 +44,8 @@ def extract(
     fastmlp extract --kernel 5,4 --padding 2,1 --filters 8,12 --pool avg,avg --pool-kernel 4 --regularize batch
 
     The feature file is a data set with the same splits as the images. It also contains the convolutional network, so
-    that `evaluate` and `predict` accept images for a model that was trained on the features. The same settings and
+    that `evaluate` and `predict` accept images for a model that was trained on the features. Figures and a
+    classification report of the CNN alone are written to a folder next to the feature file. The same settings and
     images give the same features; if the file exists already, nothing is extracted. After Ctrl-C, run the same
     command again to continue.
 

@@ -91,7 +91,10 @@ class EpochFiles(NamedTuple):
         """Remove the lines and models of the epochs after the given number of epochs, and damaged lines."""
         if exists(self.classes):
             lines = [line for line in read_bytes(self.classes).splitlines() if 0 < epoch_of(line) <= epochs]
-            write_bytes(self.classes, b"".join(line + b"\n" for line in lines))
+            if lines:
+                write_bytes(self.classes, b"".join(line + b"\n" for line in lines))
+            else:  # a file without lines cannot be plotted
+                remove_files(self.folder, [self.classes.name])
         kept = {EPOCH_MODEL.format(epoch) for epoch in range(1, epochs + 1)}
         models = [path.name for path in files_matching(self.models, EPOCH_MODELS)]
         remove_files(self.models, [name for name in models if name not in kept])

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import importlib.util
 import io
 import math
@@ -114,6 +115,18 @@ def test_a_resumed_training_ends_with_the_same_weights(optimizer: str, regulariz
         assert found.best_epoch == wanted.best_epoch
         assert [row["loss"] for row in found.history] == [row["loss"] for row in wanted.history]
         assert [row["val_loss"] for row in found.history] == [row["val_loss"] for row in wanted.history]
+
+
+def test_the_weights_of_an_epoch_are_shown_before_its_checkpoint() -> None:
+    """Otherwise, a run that is killed between the two would not show the epoch, since it continues after it."""
+    seen: list[Any] = []
+    watch = Watch(checkpoint=lambda data: seen.append(read_state(data, "a.pt")["network"]))
+    run = trainer(Settings(epochs=2, batch_size=16), watch=watch)
+    watch.weights = lambda epoch: seen.append((epoch, copy.deepcopy(run.network.state_dict())))
+    run.run()
+    for number, ((epoch, shown), kept) in enumerate(zip(seen[::2], seen[1::2], strict=True), start=1):
+        assert epoch == number
+        assert all(torch.equal(shown[name], kept[name]) for name in kept)
 
 
 def test_a_stopped_epoch_is_discarded() -> None:

@@ -12,6 +12,7 @@ from support.cli import forget_settings, ok, refused
 
 from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.plan import make_plan
+from fastmlp.experiments.record import EpochFiles
 from fastmlp.experiments.training_run import run_training
 from fastmlp.files import read_lines
 from fastmlp.models.metrics import evaluate_with_predictions
@@ -119,6 +120,18 @@ def test_nothing_is_left_of_a_first_run_that_the_second_does_not_write() -> None
 def test_impossible_numbers_are_refused(name: str, value: str) -> None:
     line = refused(2, "train", f"--{name}", value)
     assert line == f"{name.replace('-', '_')} must be 1 or more, not {value}; leave it out to disable it [--{name}]"
+
+
+def test_epochs_after_a_checkpoint_are_removed() -> None:
+    files = EpochFiles(Path.cwd(), prefix="a-")
+    for epochs, kept in ((5, [2, 4]), (3, [2]), (1, [])):
+        Path("a-classes.jsonl").write_text('{"epoch": 2}\n{"epoch": 4}\n{"epo')
+        Path("a-models").mkdir(exist_ok=True)
+        for epoch in (2, 4):
+            Path("a-models", f"epoch-{epoch:04d}.safetensors").touch()
+        files.truncate(epochs)
+        assert [line["epoch"] for line in read_lines(files.classes)] == kept if kept else not files.classes.exists()
+        assert [int(path.stem[-4:]) for path in sorted(files.models.iterdir())] == kept
 
 
 def test_a_folder_that_cannot_be_made_is_one_line() -> None:

@@ -37,7 +37,7 @@ from fastmlp.engines.interrupts import Signals
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.train import TrainConfig
-from fastmlp.experiments.features.outputs import EpochRecorder, labels_of, network_metrics, remove_outputs, remove_saved
+from fastmlp.experiments.features.outputs import EpochRecorder, labels_of, network_metrics, remove_outputs
 from fastmlp.experiments.folder import RESULT_VERSION, locked, locked_file, removed_if_empty
 from fastmlp.experiments.plan import FEATURES_OF, SPLIT_NAMES, Say, check_splits
 from fastmlp.files import file_sha256, json_bytes, write_bytes
@@ -295,8 +295,6 @@ def train(job: ExtractJob, signals: Signals, quiet: bool, say: Say) -> Any:
     if config.resume and exists(job.kept):
         checkpoint = (read_bytes(job.kept), str(job.kept))
         say(f"continuing from {job.kept}")
-    else:
-        remove_saved(job.saved)
     recorder = EpochRecorder(job)
 
     def write_checkpoint(data: bytes) -> None:

@@ -77,7 +77,7 @@ class EpochRecorder:
         self.resumed = False
 
     def __call__(self, epoch: int, snapshot: Any) -> None:
-        if not self.resumed:  # files of epochs after the checkpoint
+        if not self.resumed:  # files of epochs after the checkpoint, or of an earlier run that starts again
             self.files.truncate(epoch - 1)
             self.resumed = True
         if self.files.per_class_every or self.files.save_every:
