@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import itertools
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,26 +19,33 @@ if TYPE_CHECKING:
 SMALL = 1 << 20  # bytes of a small file
 CELL = 8  # bytes of a number in memory
 BLOCK = 1 << 20  # bytes that pyarrow reads at a time, its default
+LONG_BLOCK = 16 << 20  # bytes that are read at a time if the rows are long
+ROWS = 256  # rows of a block, if it has fewer bytes than LONG_BLOCK: each column of a block needs 600 bytes besides its values
+GROUP = 2000  # columns that are read at a time: while pyarrow reads a column, it needs 16 kB for the texts in `MISSING`
 
 
-def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
+def parse(path: Path, dialect: Dialect, names: Sequence[str], texts: Sequence[str]) -> pa.Table:
     """Return a text table as an Arrow table; raise DataError with the line of the first error.
 
     If pyarrow has to infer the types of the columns, it keeps the text of the whole file in memory. Therefore, the types are
     inferred from the start of the file. If they do not fit the rest, integers become float64; then all types are inferred.
 
+    names : names of the columns for pyarrow
     texts : names of the columns that are read as text
     """
     import pyarrow as pa
 
-    block = max(BLOCK, 4 * longest_row(path, dialect))  # bytes; a block must contain a row
+    if len(names) > GROUP and len(set(names)) < len(names):  # groups of columns are chosen by name
+        raise DataError(f"{path}: {len(names):,} columns, of which several have no name; name all columns")
+    row = longest_row(path, dialect)
+    block = max(BLOCK, 4 * row, min(ROWS * row, LONG_BLOCK))  # bytes; a block must contain a row
     fixed = dict.fromkeys(texts, pa.string())
-    types = sample_types(path, dialect) | fixed
+    types = sample_types(path, dialect, names) | fixed
     wider = {name: pa.float64() if kind == pa.int64() else kind for name, kind in types.items()}
     error: Exception | None = None
     for column_types in [types, *([wider] if wider != types else []), *([fixed] if fixed != types else [])]:
         try:
-            table = read_csv(path, dialect, column_types, block)
+            table = read_csv(path, dialect, names, column_types, block)
         except FastMLPError:  # from the decompression
             raise
         except Exception as failed:
@@ -47,9 +54,9 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
                 break
         else:
             temporal = [field.name for field in table.schema if pa.types.is_temporal(field.type)]
-            return parse(path, dialect, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
+            return parse(path, dialect, names, [*texts, *temporal]) if temporal else table  # as written, such as 08:00
     try:  # cells with line breaks are read more slowly, and are rare
-        return read_csv(path, dialect, fixed, block, several_lines=True)
+        return read_csv(path, dialect, names, fixed, block, several_lines=True)
     except FastMLPError:
         raise
     except Exception:
@@ -57,9 +64,12 @@ def parse(path: Path, dialect: Dialect, texts: Sequence[str]) -> pa.Table:
         raise DataError(row_length_error(path, dialect) or f"{path}: {reason(error)}; correct the file") from error
 
 
-def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], block: int, *, several_lines: bool = False) -> pa.Table:
+def read_csv(
+    path: Path, dialect: Dialect, names: Sequence[str], types: Mapping[str, Any], block: int, *, several_lines: bool = False
+) -> pa.Table:
     """Call pyarrow's reader.
 
+    names : names of all columns
     types : types of columns by name; those of other columns are inferred
     block : number of bytes that are read at a time
     several_lines : whether quoted cells may have line breaks
@@ -67,17 +77,40 @@ def read_csv(path: Path, dialect: Dialect, types: Mapping[str, Any], block: int,
     from pyarrow import csv
 
     spaced = [text for name in MISSING for text in (name, f" {name}")]
-    convert = csv.ConvertOptions(
-        null_values=spaced, strings_can_be_null=True, decimal_point=dialect.decimal, column_types=dict(types)
-    )
     read = csv.ReadOptions(
         encoding=dialect.encoding.replace("-sig", ""),
         autogenerate_column_names=not dialect.header,
         block_size=block,
+        use_threads=len(names)
+        <= GROUP,  # each thread would keep the memory of its columns  # each thread keeps the memory of its columns
     )
     options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
-    with open_stream(path, dialect) as stream:
-        return csv.read_csv(stream, read, options, convert)
+
+    def read_columns(chosen: Sequence[str] | None) -> pa.Table:
+        convert = csv.ConvertOptions(
+            null_values=spaced,
+            strings_can_be_null=True,
+            decimal_point=dialect.decimal,
+            column_types=dict(types),
+            include_columns=chosen,
+        )
+        with open_stream(path, dialect) as stream:
+            return csv.read_csv(stream, read, options, convert)
+
+    return in_groups(names, read_columns)
+
+
+def in_groups(names: Sequence[str], read_columns: Callable[[Sequence[str] | None], pa.Table]) -> pa.Table:
+    """Return the table that a function reads, which is called for `GROUP` columns at a time if there are more.
+
+    read_columns : function of the names of the columns to read; None for all columns
+    """
+    import pyarrow as pa
+
+    if len(names) <= GROUP:
+        return read_columns(None)
+    groups = [names[start : start + GROUP] for start in range(0, len(names), GROUP)]
+    return pa.Table.from_arrays([column for group in groups for column in read_columns(group).columns], list(names))
 
 
 def longest_row(path: Path, dialect: Dialect) -> int:
@@ -85,7 +118,7 @@ def longest_row(path: Path, dialect: Dialect) -> int:
     return max(sum(map(len, row)) + len(row) for _, row in itertools.islice(rows_of(path, dialect), 3))
 
 
-def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
+def sample_types(path: Path, dialect: Dialect, names: Sequence[str]) -> dict[str, Any]:
     """Return the types of the columns at the start of a large file by name; empty for a small file.
 
     Columns that have only missing values there are left out. Dates are text.
@@ -99,9 +132,16 @@ def sample_types(path: Path, dialect: Dialect) -> dict[str, Any]:
         text = stream.read(SMALL)
     text = text[: text.rfind("\n") + 1]
     read = csv.ReadOptions(autogenerate_column_names=not dialect.header)
-    convert = csv.ConvertOptions(null_values=[*MISSING], strings_can_be_null=True, decimal_point=dialect.decimal)
+    options = csv.ParseOptions(delimiter=dialect.delimiter)
+
+    def read_columns(chosen: Sequence[str] | None) -> pa.Table:
+        convert = csv.ConvertOptions(
+            null_values=[*MISSING], strings_can_be_null=True, decimal_point=dialect.decimal, include_columns=chosen
+        )
+        return csv.read_csv(pa.BufferReader(text.encode()), read, options, convert)
+
     try:
-        table = csv.read_csv(pa.BufferReader(text.encode()), read, csv.ParseOptions(delimiter=dialect.delimiter), convert)
+        table = in_groups(names, read_columns)
     except Exception:  # the whole file has the same error, or a cell with a line break
         return {}
     types = dict(zip(table.column_names, table.schema.types, strict=True))

@@ -206,7 +206,7 @@ def read_text(path: Path, dialect: Dialect, texts: TextColumns) -> tuple[list[st
     arrow_names = first if dialect.header else [f"f{index}" for index in range(len(first))]
     chosen = texts(len(names))
     fixed = [arrow for name, arrow in zip(names, arrow_names, strict=True) if name in chosen]
-    table = parse(path, dialect, fixed)
+    table = parse(path, dialect, arrow_names, fixed)
     if table.num_rows and "\n" in str(table.columns[-1][-1].as_py()):
         row_length_error(path, dialect)  # raises DataError if this is because a quotation mark is not closed
     return names, table.columns
