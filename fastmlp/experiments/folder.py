@@ -36,6 +36,7 @@ RESULT_NAME = "result.json"
 DATA_VERSION = 1  # format version of data.json
 SEED_FOLDER = "seed-"  # start of the names of the run folders of `--seeds`
 LATEST = "latest"  # name of a path that is replaced with the newest run in its folder
+MAX_RESULT = 1 << 26  # bytes of result.json; an entry of a confusion matrix of more than 200 classes takes about 50 bytes
 RESULT_VERSION = 1  # format version of result.json and of cnn.json, the result of a recipe without an MLP
 MANIFEST_VERSION = 1
 
@@ -300,9 +301,9 @@ def read_result(path: Path) -> dict[str, Any]:
 
     Raises
     ------
-    DataError : the file is missing or damaged, or has another format version
+    DataError : the file is missing, damaged or larger than `MAX_RESULT`, or has another format version
     """
-    result = read_json(path)
+    result = read_json(path, MAX_RESULT)
     check_format_version(path, result, RESULT_VERSION)
     return dict(result)
 
@@ -326,7 +327,7 @@ def read_history(folder: Path) -> list[EpochLog]:
     """Read the file metrics.jsonl of a run; raise DataError if it is missing or damaged."""
     path = folder / METRICS_NAME
     rows = read_lines(path)
-    epochs = [row.epoch for row in converted(path, rows, list[EpochMetrics])]
+    epochs = [converted(path, row, EpochMetrics).epoch for row in rows]
     if epochs != list(range(1, len(epochs) + 1)):
         raise DataError(f"{path}: damaged (the epochs are not 1 to {len(epochs)}); {RESTORE}")
     return rows

@@ -29,6 +29,7 @@ from fastmlp.files.reading import exists, file_errors, given_path, is_file, is_f
 Kind = TypeVar("Kind")
 O_BINARY = getattr(os, "O_BINARY", 0)  # without this flag, Windows converts "\n" to "\r\n"
 _swept: set[Path] = set()  # folders in which this process has removed the left-over temporary files
+MAX_JSON = 1 << 24  # bytes; the decoded value takes about seven times as much memory
 MAX_TOML = 1 << 18  # bytes; a larger file contains no settings
 MAX_DEPTH = 8  # maximum nesting depth of values; settings have lists in a table
 # The strings and comments of TOML. Everything up to the end belongs to one that is not closed, so that no text is read twice.
@@ -140,13 +141,15 @@ def write_json(path: str | os.PathLike[str], value: object) -> None:
     write_bytes(path, json_bytes(value, indent=2))
 
 
-def read_json(path: str | os.PathLike[str]) -> Any:
+def read_json(path: str | os.PathLike[str], most: int = MAX_JSON) -> Any:
     """Return the contents of a JSON file.
+
+    most : maximum number of bytes that such a file can have
 
     Raises
     ------
     DataError
-        The file is missing, unreadable, truncated, or not valid JSON in UTF-8.
+        The file is missing, unreadable, truncated, larger than `most`, or not valid JSON in UTF-8.
 
     Examples
     --------
@@ -154,7 +157,7 @@ def read_json(path: str | os.PathLike[str]) -> Any:
     Traceback (most recent call last):
     fastmlp.errors.DataError: cannot read no-such.json: ...; check the path
     """
-    return decoded(path, read_bytes(path))
+    return decoded(path, read_bytes(path, most))
 
 
 def decoded(path: str | os.PathLike[str], text: bytes | str) -> Any:

@@ -9,6 +9,8 @@ import pytest
 from support.data import message
 
 from fastmlp.errors import ConfigError, DataError
+from fastmlp.experiments.folder import MAX_RESULT, read_data, read_result
+from fastmlp.files import MAX_JSON, read_json
 from fastmlp.files.limits import GIB, MAX_RATIO, check_claim, decompression_limit, largest, open_unpacked
 
 MIB = 1 / 1024  # in GiB
@@ -73,3 +75,16 @@ def test_damaged_gzip_data_are_named(cut: int, tmp_path: Path) -> None:
     path = tmp_path / "a.gz"
     path.write_bytes(gzip.compress(bytes(range(256)) * 100)[:-cut])
     assert message(DataError, content, path).startswith(f"{path}: damaged gzip file (")
+
+
+def test_the_size_of_json_files_is_limited(tmp_path: Path) -> None:
+    """The decoded values take several times the memory of the file."""
+    path, text = tmp_path / "data.json", b'{"format_version": 1}'
+    path.write_bytes(text.ljust(MAX_JSON))
+    assert read_json(path) == {"format_version": 1}
+    path.write_bytes(text.ljust(MAX_JSON + 1))
+    problem = f"cannot read {path}: larger than {MAX_JSON:,} bytes, the maximum for this kind of file; check the path"
+    assert message(DataError, read_json, path) == message(DataError, read_data, tmp_path) == problem
+    assert read_result(path) == {"format_version": 1}
+    path.write_bytes(text.ljust(MAX_RESULT + 1))
+    assert message(DataError, read_result, path).startswith(f"cannot read {path}: larger than {MAX_RESULT:,} bytes")

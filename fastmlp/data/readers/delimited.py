@@ -81,8 +81,7 @@ def read_csv(
         encoding=dialect.encoding.replace("-sig", ""),
         autogenerate_column_names=not dialect.header,
         block_size=block,
-        use_threads=len(names)
-        <= GROUP,  # each thread would keep the memory of its columns  # each thread keeps the memory of its columns
+        use_threads=len(names) <= GROUP,  # each thread would keep the memory of its columns
     )
     options = csv.ParseOptions(delimiter=dialect.delimiter, newlines_in_values=several_lines)
 
