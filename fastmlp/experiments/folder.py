@@ -348,9 +348,8 @@ def check_manifest(folder: str | os.PathLike[str], names: Sequence[str] = MANIFE
 
     Raises
     ------
-    DataError
-        The manifest is missing or damaged or does not list one of the files, or a file is missing or does not match its
-        SHA-256 hash. The message names the file.
+    DataError : the manifest is missing or damaged or does not list one of the files, or a file is missing or does not match
+        its SHA-256 hash; the message names the file
 
     Examples
     --------

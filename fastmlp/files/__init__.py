@@ -148,8 +148,7 @@ def read_json(path: str | os.PathLike[str], most: int = MAX_JSON) -> Any:
 
     Raises
     ------
-    DataError
-        The file is missing, unreadable, truncated, larger than `most`, or not valid JSON in UTF-8.
+    DataError : the file is missing, unreadable, truncated, larger than `most`, or not valid JSON in UTF-8
 
     Examples
     --------
@@ -227,8 +226,7 @@ def write_toml(path: str | os.PathLike[str], table: Mapping[str, object]) -> Non
     ------
     WriteError : the file could not be written, see `write_bytes`
     DataError : a string is not valid Unicode
-    TypeError
-        A value has a type that TOML does not support.
+    TypeError : a value has a type that TOML does not support
 
     Examples
     --------
@@ -298,8 +296,7 @@ def append_line(path: str | os.PathLike[str], value: object) -> None:
 
     Raises
     ------
-    WriteError
-        The line could not be written. The lines before it are intact.
+    WriteError : the line could not be written; the lines before it are intact
 
     Examples
     --------
