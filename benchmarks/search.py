@@ -27,8 +27,9 @@ from fastmlp.data.dataset import Dataset
 from fastmlp.data.load import load_data
 from fastmlp.data.splits import Splits
 from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.shared import DataSettings, fields_of
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.plan import RunPlan, make_plan
 from fastmlp.experiments.recipes.recipe import find

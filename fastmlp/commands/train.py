@@ -25,7 +25,8 @@ from fastmlp.commands.common.console import (
 from fastmlp.commands.common.options import Option, Sections, common_options, recipe_option, setting_options, source_options
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
-from fastmlp.experiments.config.train import DataSettings, TrainConfig
+from fastmlp.experiments.config.shared import DataSettings
+from fastmlp.experiments.config.train import TrainConfig
 
 if TYPE_CHECKING:
     from fastmlp.experiments.resume import Resume

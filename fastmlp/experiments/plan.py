@@ -20,7 +20,8 @@ from fastmlp.data.scaling import fit_scaling
 from fastmlp.data.splits import Splits, split, training_rows
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.fields import parse_class_weight
-from fastmlp.experiments.config.train import DataSettings, TrainConfig
+from fastmlp.experiments.config.shared import DataSettings
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.files import converted, json_bytes
 from fastmlp.models.model import Model
 from fastmlp.nn.network import Network

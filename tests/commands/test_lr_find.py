@@ -12,7 +12,8 @@ from support.cli import SMALL, call, forget_settings, ok, refused
 
 import fastmlp
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
-from fastmlp.experiments.config.train import FIELDS, fields_of
+from fastmlp.experiments.config.shared import fields_of
+from fastmlp.experiments.config.train import FIELDS
 
 
 @pytest.fixture(autouse=True)

@@ -17,7 +17,8 @@ from fastmlp.commands.program import CONTEXT, program
 from fastmlp.experiments.config.extract import INHERITED, ExtractConfig
 from fastmlp.experiments.config.learning_rate import IGNORED, RangeTestConfig
 from fastmlp.experiments.config.names import SYNONYMS
-from fastmlp.experiments.config.train import TrainConfig, fields_of
+from fastmlp.experiments.config.shared import fields_of
+from fastmlp.experiments.config.train import TrainConfig
 
 MOST_COMMON = 27  # maximum number of options in the short help
 GROUPS = ["Data:", "Network:", "Training:", "Engine and result:", "Other:"]

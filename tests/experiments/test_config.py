@@ -14,8 +14,9 @@ import fastmlp
 from fastmlp.errors import ConfigError
 from fastmlp.experiments.config.extract import ADDED, ExtractConfig
 from fastmlp.experiments.config.names import SYNONYMS
+from fastmlp.experiments.config.shared import fields_of
 from fastmlp.experiments.config.sources import resolve, resolve_as
-from fastmlp.experiments.config.train import FIELDS, TrainConfig, fields_of
+from fastmlp.experiments.config.train import FIELDS, TrainConfig
 from fastmlp.nn.network import Network
 from fastmlp.nn.optimizers import DEFAULT_LEARNING_RATE, RULES, Optimizer
 from fastmlp.nn.schedules import ReduceOnPlateau, Schedule

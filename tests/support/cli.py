@@ -11,8 +11,8 @@ from click.testing import CliRunner, Result
 from fastmlp.commands.program import program
 from fastmlp.experiments.config.extract import ExtractConfig
 from fastmlp.experiments.config.learning_rate import RangeTestConfig
+from fastmlp.experiments.config.shared import fields_of
 from fastmlp.experiments.config.sources import variable
-from fastmlp.experiments.config.train import fields_of
 
 SMALL = ["--hidden", "16", "--backend", "numpy"]
 FAST = [*SMALL, "--epochs", "3"]

@@ -17,7 +17,8 @@ from fastmlp.engines import CHOICES
 from fastmlp.errors import printable
 from fastmlp.experiments.config.fields import BOOLEAN
 from fastmlp.experiments.config.names import setting_synonyms
-from fastmlp.experiments.config.train import FIELDS, DataSettings, fields_of
+from fastmlp.experiments.config.shared import DataSettings, fields_of
+from fastmlp.experiments.config.train import FIELDS
 
 SOURCE = "NAME|FILE|FOLDER"
 HELP_ALL = "fastmlp.help_all"  # key of ctx.meta: whether the help shows all options

@@ -24,7 +24,7 @@ from fastmlp.experiments.config.fields import (
     list_of,
     one_of,
 )
-from fastmlp.experiments.config.train import (
+from fastmlp.experiments.config.shared import (
     DataSettings,
     check_intervals,
     data_setting,

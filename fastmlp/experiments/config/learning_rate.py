@@ -5,7 +5,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from fastmlp.experiments.config.fields import FLOAT, INTEGER
-from fastmlp.experiments.config.train import TrainConfig, training_setting
+from fastmlp.experiments.config.shared import training_setting
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.training.settings import TEST_END, TEST_START, TEST_STEPS, check_range
 
 # Settings of a training run that have no effect on the test. Recipes and config files may contain them.

@@ -14,7 +14,8 @@ from typing import Any, TypeVar
 from fastmlp.errors import ConfigError, DataError, unknown_name
 from fastmlp.experiments.config.fields import ParamType
 from fastmlp.experiments.config.names import NOT_IN_VARIABLES, setting_synonyms
-from fastmlp.experiments.config.train import FIELDS, DataSettings, TrainConfig, fields_of
+from fastmlp.experiments.config.shared import DataSettings, fields_of
+from fastmlp.experiments.config.train import FIELDS, TrainConfig
 from fastmlp.files import RESTORE, read_toml
 from fastmlp.files.reading import exists
 

@@ -15,8 +15,8 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, NamedTuple
 
+from fastmlp.experiments.config.shared import fields_of
 from fastmlp.experiments.config.sources import resolve_as
-from fastmlp.experiments.config.train import fields_of
 from fastmlp.experiments.folder import METRICS_NAME
 from fastmlp.experiments.plan import SPLIT_NAMES
 from fastmlp.experiments.recipes.run import RecipeJob, extracted_of

@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 
 from fastmlp.errors import ConfigError, DivergedError, UnavailableError
 from fastmlp.experiments.config.extract import ExtractConfig
+from fastmlp.experiments.config.shared import DataSettings, fields_of
 from fastmlp.experiments.config.sources import read_config, resolve, resolve_as
-from fastmlp.experiments.config.train import DataSettings, TrainConfig, fields_of
+from fastmlp.experiments.config.train import TrainConfig
 from fastmlp.experiments.features.chain import chain_output_names, draw_finished, extract_and_train
 from fastmlp.experiments.features.extraction import Tools, extract_run
 from fastmlp.experiments.features.pictures import draw_missing
