@@ -1,4 +1,4 @@
-"""What the settings of `train` and `extract` share: how a setting is described, and the settings of the data and their splits."""
+"""Settings that `train` and `extract` share, those of the data and their splits, and how a setting is described."""
 
 from __future__ import annotations
 
