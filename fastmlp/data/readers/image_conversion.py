@@ -65,7 +65,8 @@ def converted(image: PillowImage, channels: int) -> PillowImage:
     if image.mode.startswith("I"):  # Pillow would clip 16-bit values at 255
         image = Image.fromarray((np.asarray(image).clip(0, 65535) >> 8).astype(np.uint8))
     elif image.mode == "F":
-        values = np.nan_to_num(np.asarray(image))
+        values = np.asarray(image)
+        values = np.where(np.isnan(values), np.float32(0), values)  # `clip` below is enough for infinite values
         if values.min() >= 0 and values.max() <= 1:
             values = (255 * values).round()
         image = Image.fromarray(values.clip(0, 255).astype(np.uint8))
