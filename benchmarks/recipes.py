@@ -28,6 +28,7 @@ from fastmlp.files import read_json, write_json
 
 ROOT = Path(__file__).parent.parent
 MARGIN = 0.005  # maximum difference of an accuracy that counts as reproduced
+OWN = "best-"  # names of our own recipes begin with this; they may be better than the published accuracy
 KEPT = ("accuracy", "loss", "macro_f1")  # metrics of each split in the file
 
 
@@ -88,7 +89,8 @@ def missed(row: dict[str, Any]) -> list[str]:
             if one["metric"] != "accuracy" or one["published"] is None or split not in ("validation", "test"):
                 continue
             ours = row[kind]["seeds"][split]["mean"] if "seeds" in row[kind] else one["ours"]
-            if abs(ours - one["published"]) > MARGIN:
+            difference = ours - one["published"]
+            if difference < -MARGIN or (difference > MARGIN and not row["name"].startswith(OWN)):
                 texts.append(f"{row['name']}: {kind} {one['name']} {ours:.4f}, published {one['published']:.4f}")
     return texts
 
