@@ -67,7 +67,7 @@ def test_train_prints_a_table_on_stdout_and_progress_on_stderr(tmp_path: Path) -
     lines = result.stderr.splitlines()
     assert lines[0].startswith("digits: 1,079 train, 359 validation, 359 test rows; network 784x16x10")
     assert [line.split()[1] for line in lines[1:4]] == ["1/3", "2/3", "3/3"]
-    end = f"maximum number of epochs reached at epoch 3 (best epoch 3): {tmp_path / 'a'} (1 checkpoint, 212.9 kB)"
+    end = f"maximum number of epochs reached at epoch 3 (best epoch 3): {tmp_path / 'a'} (1 checkpoint, 213.0 kB)"
     assert lines[4:] == [end]
 
 

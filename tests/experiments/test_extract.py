@@ -86,7 +86,7 @@ def test_the_last_weights_of_the_cnn_are_kept(home: Path, monkeypatch: pytest.Mo
     monkeypatch.setattr("fastmlp.experiments.features.pictures.plot_curves", lambda history, best, *_: marked.append(best))
     command = ["extract", "--data", home / "images.npz", *override(SMALL, "--lr", "0.5"), "--out", "f.npz"]
     done = ok(*command, "--no-restore-best", "--no-shuffle")
-    assert "\nepochs              3\n" in f"\n{done.stdout}"
+    assert "\nweights of epoch    3 of 3\n" in done.stdout
     data = load_data("f.npz")
     assert data.provenance is not None
     found = data.provenance["cnn"]

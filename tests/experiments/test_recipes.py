@@ -125,7 +125,7 @@ def test_a_recipe_chains(monkeypatch: pytest.MonkeyPatch) -> None:
     small = ["--data", "images.npz", "--filters", "4,6", "--dense", "8", "--epochs", "1"]
     ok("extract", "--recipe", "cs776-cnn-1", *small, "train", "--epochs", "2", "--backend", "numpy", "--out", "run", "-q")
     config = Path("run/config.toml").read_text()
-    for line in ('optimizer = "sgd"\n', "lr = 0.001\n", "hidden = [\n    32,\n]", "epochs = 2\n", "patience = 5\n"):
+    for line in ('optimizer = "sgd"\n', "lr = 0.001\n", "hidden = [\n    32,\n]", "epochs = 2\n", "patience = 10\n"):
         assert line in config
     about = json.loads(Path("run/result.json").read_text())["data"]["extracted"]
     assert about["settings"]["restore_best"] is False

@@ -14,11 +14,12 @@ from typing import Any
 import msgspec
 import numpy as np
 import pytest
-from support.cli import FAST, forget_settings, no_figures, ok, refused  # noqa: F401 - a fixture
+from support.cli import FAST, call, forget_settings, no_figures, ok, refused  # noqa: F401 - a fixture
 
 from fastmlp.errors import ConfigError, DataError
 from fastmlp.experiments.config.sources import read_config, resolve
 from fastmlp.experiments.folder import read_data, read_history, read_run_result, write_manifest
+from fastmlp.experiments.prediction import predict_files
 from fastmlp.files import json_bytes, read_toml
 from fastmlp.models.file import FILE_NAME
 from fastmlp.models.model import load
@@ -106,7 +107,9 @@ def test_paths_that_cannot_be_read(command: str, tmp_path: Path) -> None:
 
 
 def test_an_empty_input(run: Path) -> None:
-    assert "an input is an empty text" in refused(3, "predict", run, "")
+    assert "Argument 'INPUT...' is empty" in call("predict", run, "").stderr
+    with pytest.raises(ConfigError, match="inputs is empty; give a path"):
+        predict_files(run, [""])
 
 
 @posix

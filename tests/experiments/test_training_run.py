@@ -262,7 +262,7 @@ def test_what_is_said_on_the_way(blobs: Path, tmp_path: Path) -> None:
     said: list[str] = []
     run_training(config_for(blobs, tmp_path / "a"), quiet=True, say=said.append)
     assert said[0] == "blobs: 144 train, 48 validation, 48 test rows; network 5x8x3, 75 parameters"
-    end = f"maximum number of epochs reached at epoch 6 (best epoch 6): {tmp_path / 'a'} (1 checkpoint, 4.7 kB)"
+    end = f"maximum number of epochs reached at epoch 6 (best epoch 6): {tmp_path / 'a'} (1 checkpoint, 4.8 kB)"
     assert said[-1] == end
 
 
