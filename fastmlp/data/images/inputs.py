@@ -190,8 +190,6 @@ def find_files(inputs: Iterable[str | Path]) -> list[Path]:
     """
     files: list[Path] = []
     for given in inputs:
-        if not str(given):
-            raise DataError("an input is an empty text; give the path of a file or a folder, or a pattern")
         path = Path(given)
         if is_folder(path):
             files += images_in(path)

@@ -33,6 +33,7 @@ IMAGE_SUFFIXES = frozenset(
 )
 # Pillow's formats of these suffixes. Its other readers are not used: that of PostScript starts Ghostscript with the file.
 FORMATS = ("PNG", "JPEG", "BMP", "GIF", "PPM", "TIFF", "WEBP")
+MAX_RLE_PIXELS = 8_000_000  # of a run-length encoded BMP, which Pillow decodes in Python: 67 million pixels take 20 s
 MOST_NAMES = 3  # maximum number of unreadable files that a note names
 logging.getLogger("PIL").addHandler(logging.NullHandler())  # without it, messages about damaged files are written to stderr
 
@@ -296,10 +297,6 @@ def _header(file: Path) -> tuple[tuple[int, int], str]:
             image.load()
             swapped = False
         return (image.width, image.height) if swapped else (image.height, image.width), image.mode
-
-
-# Pillow decodes run-length encoded BMP images in Python: 70 bytes that claim 67 million pixels take 20 s.
-MAX_RLE_PIXELS = 8_000_000
 
 
 @contextmanager
