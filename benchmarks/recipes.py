@@ -85,7 +85,7 @@ def missed(row: dict[str, Any]) -> list[str]:
     texts = []
     for kind in ("cnn", "mlp"):
         for one in row[kind]["figures"] if row[kind] else ():
-            split = one["name"].partition(" ")[0]
+            split = one["split"]
             if one["metric"] != "accuracy" or one["published"] is None or split not in ("validation", "test"):
                 continue
             ours = row[kind]["seeds"][split]["mean"] if "seeds" in row[kind] else one["ours"]

@@ -169,16 +169,16 @@ def recipes_table(result: dict[str, Any]) -> str:
 def recipe_cells(network: dict[str, Any]) -> list[str]:
     """Return the cells of one network: accuracy and loss of the splits, macro F1, epochs and seconds."""
     accuracies, losses = ([figure_cell(network, split, metric) for split in SPLITS] for metric in ("accuracy", "loss"))
-    published = {one["name"]: one["published"] for one in network["figures"]}
+    published = {one["metric"]: one["published"] for one in network["figures"]}
     epochs = f"{network['epochs']} ({network['best_epoch']})"
     if "epochs" in published:
-        epochs += f"; published {published['epochs']} ({published['best epoch']})"
+        epochs += f"; published {published['epochs']} ({published['best_epoch']})"
     return [*accuracies, *losses, figure_cell(network, "validation", "macro_f1"), epochs, f"{network['seconds']:.0f}"]
 
 
 def figure_cell(network: dict[str, Any], split: str, metric: str) -> str:
     """Return our value of a metric of a split as text, with the difference from the published value if there is one."""
-    of_split = (one for one in network["figures"] if one["metric"] == metric and one["name"].startswith(split))
+    of_split = (one for one in network["figures"] if (one["split"], one["metric"]) == (split, metric))
     figure = next(of_split, {"ours": network.get(split, {}).get(metric), "published": None})
     ours, published = figure["ours"], figure["published"]
     if ours is None:

@@ -238,10 +238,10 @@ def test_figures_stand_beside_the_published_ones() -> None:
 
 
 def test_the_table_of_figures() -> None:
-    figure = Figure("test accuracy", "accuracy", 0.75, 0.8).table(), Figure("train loss", "loss", 0.1234, 0.1).table()
+    figure = Figure("test", "accuracy", 0.75, 0.8).table(), Figure("train", "loss", 0.1234, 0.1).table()
     done = {"figures": figure, "epochs": 12, "best_epoch": 3, "seconds": 3.21}
     unfinished = {
-        "figures": [Figure("epochs", "epochs", 20, None).table()],
+        "figures": [Figure("", "epochs", 20, None).table()],
         "epochs": None,
         "best_epoch": None,
         "seconds": None,
@@ -331,7 +331,7 @@ def test_figures_are_collected_and_misses_are_named() -> None:
 
 def test_a_miss_is_more_than_half_a_point() -> None:
     def missed(split: str, published: float, ours: float, name: str = "a") -> list[str]:
-        figure = Figure(f"{split} accuracy", "accuracy", published, ours).table()
+        figure = Figure(split, "accuracy", published, ours).table()
         return benchmark.missed({"name": name, "cnn": None, "mlp": {"figures": [figure]}})
 
     assert missed("test", 0.9, 0.896) == missed("train", 0.99, 0.5) == missed("test", 0.9, 0.95, "best-mlp") == []
@@ -357,7 +357,7 @@ def test_figures_over_seeds(monkeypatch: pytest.MonkeyPatch) -> None:
     shown = f"| {100 * np.mean(values):.2f} ± {100 * np.std(values, ddof=1):.2f} (3 seeds) |"
     assert shown in recipes_table({"rows": [row]})
     for published, misses in ((np.mean(values) + 0.006, 1), (np.mean(values) - 0.006, 1), (np.mean(values) + 0.004, 0)):
-        figure = Figure("test accuracy", "accuracy", float(published), float(published)).table()
+        figure = Figure("test", "accuracy", float(published), float(published)).table()
         network = {"figures": [figure], "seeds": row["mlp"]["seeds"]}
         assert len(benchmark.missed({"name": "a", "cnn": None, "mlp": network})) == misses  # the mean counts, not seed 0
 

@@ -24,7 +24,11 @@ from fastmlp.files import read_lines
 
 # For each published metric of a split: its keys in our result of a split.
 METRICS = {"accuracy": ("accuracy",), "loss": ("loss",), "macro_recall": ("macro", "recall"), "macro_f1": ("macro", "f1")}
-FORMATS = {"loss": (1, ".4f"), "epochs": (1, "d")}  # factor and format of a metric as text; a percentage for all others
+FORMATS = {
+    "loss": (1, ".4f"),
+    "epochs": (1, "d"),
+    "best_epoch": (1, "d"),
+}  # factor and format of a metric as text; a percentage for all others
 PRINTED = ("loss", "accuracy", "val_loss", "val_accuracy")  # metrics of an epoch in `printed`, after its number
 # Groups of settings that define an experiment, and settings in them that do not: they select files, or random numbers.
 DEFINING_GROUPS = ("Data", "Network", "Training")
@@ -36,14 +40,22 @@ class Figure(NamedTuple):
 
     Parameters
     ----------
-    name : such as "test accuracy", "validation loss, epoch 110" or "epochs"
-    metric : name of the metric, or "epochs"
+    split : split of the metric, or "" for a number of epochs
+    metric : a key of `METRICS`, "epochs" or "best_epoch"
+    epoch : the epoch of the metric, such as "best epoch" or "epoch 110"; "" after training
     """
 
-    name: str
+    split: str
     metric: str
     published: float | None
     ours: float | None
+    epoch: str = ""
+
+    @property
+    def name(self) -> str:
+        """Such as "test accuracy", "validation loss, epoch 110" or "best epoch"."""
+        metric = self.metric.replace("f1", "F1").replace("_", " ")
+        return f"{self.split} {metric}".strip() + (f", {self.epoch}" if self.epoch else "")
 
     @property
     def difference(self) -> float | None:
@@ -51,8 +63,8 @@ class Figure(NamedTuple):
         return None if self.published is None or self.ours is None else self.ours - self.published
 
     def table(self) -> dict[str, Any]:
-        """Return the fields and the difference, for JSON."""
-        return {**self._asdict(), "difference": self.difference}
+        """Return the fields, the name and the difference, for JSON."""
+        return {"name": self.name, **self._asdict(), "difference": self.difference}
 
 
 def networks(job: RecipeJob) -> dict[str, tuple[dict[str, Any], Any, Sequence[Mapping[str, Any]]]]:
@@ -72,7 +84,7 @@ def figures(published: Mapping[str, Any], ours: Mapping[str, Any] | None, histor
     split_figures = list(of_splits(published, ours))
     if not split_figures:
         split = "test" if ours is None or ours.get("test") else "train"
-        split_figures = [Figure(f"{split} accuracy", "accuracy", None, value_of(ours, split, "accuracy"))]
+        split_figures = [Figure(split, "accuracy", None, value_of(ours, split, "accuracy"))]
     return [*split_figures, *of_epoch(published, ours, history), *of_epochs(published, ours)]
 
 
@@ -80,12 +92,7 @@ def of_splits(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> I
     """Yield the figures of the splits after training."""
     for split in SPLIT_NAMES:
         for metric, value in published.get(split, {}).items():
-            yield Figure(
-                f"{split} {metric.replace('macro_f1', 'macro F1').replace('_', ' ')}",
-                metric,
-                value,
-                value_of(ours, split, metric),
-            )
+            yield Figure(split, metric, value, value_of(ours, split, metric))
 
 
 def value_of(ours: Mapping[str, Any] | None, split: str, metric: str) -> float | None:
@@ -113,14 +120,14 @@ def of_epoch(
     for key, value in zip(PRINTED, rows[number], strict=True):
         metric = key.removeprefix("val_")
         split = "train" if metric == key else "validation"
-        yield Figure(f"{split} {metric}, {'best epoch' if best in rows else f'epoch {number}'}", metric, value, own.get(key))
+        yield Figure(split, metric, value, own.get(key), "best epoch" if best in rows else f"epoch {number}")
 
 
 def of_epochs(published: Mapping[str, Any], ours: Mapping[str, Any] | None) -> Iterator[Figure]:
     """Yield the numbers of epochs."""
-    for key, name in (("epochs", "epochs"), ("best_epoch", "best epoch")):
+    for key in ("epochs", "best_epoch"):
         if key in published:
-            yield Figure(name, "epochs", published[key], None if ours is None else ours[key])
+            yield Figure("", key, published[key], None if ours is None else ours[key])
 
 
 def overridden(job: RecipeJob) -> list[str]:
